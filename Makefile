@@ -1,0 +1,81 @@
+# Everything below sets up what it needs in .venv and does nothing twice.
+#   make demo               train a Mult-VAE on the embedded data and show the result
+#   make test               the whole test suite
+#   make demo TORCH=2.14.1  another torch        make demo PYTHON=python3.12   another Python
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := $(shell find csrc -type f) setup.py tools/extension_build.py pyproject.toml
+CXX_FILES := $(shell find csrc tests/cuda_emu -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# What the build was asked for; a change of it builds again.
+BUILD_KEY := $(TORCH) cuda=$(SPARSEVAE_EXT_CUDA) archs=$(TORCH_CUDA_ARCH_LIST) flags=$(SPARSEVAE_EXT_CXXFLAGS)
+
+.PHONY: help demo test lint format bench bench-report cuda-check gpu-check clean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "make lint | format | bench | cuda-check | gpu-check | clean"
+
+demo: $(VENV)/.built
+	$(BIN)/sparsevae demo --out runs/demo
+
+test: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/.built $(VENV)/.test
+	$(BIN)/python -m benchmarks
+
+# Compiles every CUDA kernel with warnings, spills and stray double arithmetic as errors. Needs nvcc only.
+cuda-check: $(VENV)/.built
+	$(BIN)/python tools/strict_compile.py
+
+# For a machine with a GPU: uses the Python and torch that are there, no network. See CONTRIBUTING.md.
+gpu-check:
+	$(PYTHON) tools/gpu_check.py
+
+$(VENV)/.torch: FORCE
+	@mkdir -p $(VENV)
+	@echo "$(BUILD_KEY)" | cmp -s - $@ || echo "$(BUILD_KEY)" > $@
+
+$(VENV)/constraints.txt: constraints.txt $(VENV)/.torch
+	@sed 's/^torch==.*/torch==$(TORCH)/' constraints.txt > $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "sparsevae_ext needs Python >= 3.10; set PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(VENV)/constraints.txt | $(VENV)/bin/python
+	$(PIP) install -q -c $(VENV)/constraints.txt torch numpy scipy tqdm matplotlib setuptools ninja pybind11
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.base $(SOURCES)
+	$(PIP) install -q --no-build-isolation --no-deps -e . || \
+	  $(BIN)/python setup.py build_ext --inplace
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base
+	$(PIP) install -q -c $(VENV)/constraints.txt pytest pytest-benchmark hypothesis
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.base pyproject.toml
+	$(PIP) install -q $$($(BIN)/python tools/extras.py lint)
+	@touch $@
+
+clean:
+	rm -rf build dist *.egg-info sparsevae_ext/*.so .pytest_cache .mypy_cache .ruff_cache

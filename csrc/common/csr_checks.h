@@ -1,0 +1,82 @@
+// Checks of the contents of a CSR matrix in host memory. Free of torch: the kernels, the host
+// helpers and the sanitizer builds share them. Nothing may be read through an index before it
+// passed here.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+#include <type_traits>
+
+namespace sparsevae {
+
+// crow[0] == 0, non-decreasing, crow[n_rows] == nnz. Throws std::runtime_error.
+template <typename index_t>
+void check_crow(const char* op, const index_t* crow, int64_t n_rows, int64_t nnz) {
+  if (crow[0] != 0) {
+    std::ostringstream text;
+    text << op << "(): `crow_indices[..., 0] == 0` is not satisfied, got " << crow[0];
+    throw std::runtime_error(text.str());
+  }
+  if (static_cast<int64_t>(crow[n_rows]) != nnz) {
+    std::ostringstream text;
+    text << op << "(): `crow_indices[..., -1] == nnz` is not satisfied, got " << crow[n_rows]
+         << " and nnz=" << nnz;
+    throw std::runtime_error(text.str());
+  }
+  bool descending = false;
+  for (int64_t r = 0; r < n_rows; ++r) descending |= crow[r + 1] < crow[r];
+  if (!descending) return;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    if (crow[r + 1] < crow[r]) {
+      std::ostringstream text;
+      text << op << "(): expected crow_indices to be non-decreasing, but row " << r << " has "
+           << crow[r + 1] << " after " << crow[r];
+      throw std::runtime_error(text.str());
+    }
+  }
+}
+
+// The position of the first entry of index[begin, end) outside [0, bound), or -1.
+template <typename index_t>
+int64_t first_out_of_bounds(const index_t* index, int64_t begin, int64_t end, int64_t bound) {
+  using unsigned_t = std::make_unsigned_t<index_t>;
+  constexpr int64_t kBlock = 1024;
+  // An int32 index cannot reach a bound above its range, and a negative one becomes huge as
+  // unsigned.
+  const auto limit = static_cast<unsigned_t>(
+      bound > static_cast<int64_t>(std::numeric_limits<index_t>::max())
+          ? static_cast<int64_t>(std::numeric_limits<index_t>::max()) + (sizeof(index_t) < 8)
+          : bound);
+  for (int64_t block = begin; block < end; block += kBlock) {
+    const int64_t stop = block + kBlock < end ? block + kBlock : end;
+    bool bad = false;
+    for (int64_t i = block; i < stop; ++i) bad |= static_cast<unsigned_t>(index[i]) >= limit;
+    if (!bad) continue;
+    for (int64_t i = block; i < stop; ++i) {
+      if (static_cast<unsigned_t>(index[i]) >= limit) return i;
+    }
+  }
+  return -1;
+}
+
+// Throws std::out_of_range naming the entry; `what` is e.g. "column index", `bound_name`
+// "in_features".
+template <typename index_t>
+[[noreturn]] void throw_out_of_bounds(const char* op, const char* what, const index_t* index,
+                                      int64_t position, const char* bound_name, int64_t bound) {
+  std::ostringstream text;
+  text << op << "(): " << what << ' ' << index[position] << " at position " << position
+       << " is out of bounds for " << bound_name << '=' << bound;
+  throw std::out_of_range(text.str());
+}
+
+template <typename index_t>
+void check_index(const char* op, const char* what, const index_t* index, int64_t n,
+                 const char* bound_name, int64_t bound) {
+  const int64_t bad = first_out_of_bounds(index, 0, n, bound);
+  if (bad >= 0) throw_out_of_bounds(op, what, index, bad, bound_name, bound);
+}
+
+}  // namespace sparsevae

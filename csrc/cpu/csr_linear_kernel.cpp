@@ -1,0 +1,337 @@
+// csr_linear on the CPU: checks, threads and memory; the inner loops are in isa/.
+//
+// Threads get runs of segments of equal weight. When a few segments hold most of the entries (one
+// very long row, one feature in every row) the output's columns are cut instead. Each output
+// element is summed by one thread in entry order either way, so the bits do not depend on the
+// number of threads.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "../common/csr_checks.h"
+#include "../common/dispatch.h"
+#include "../common/half.h"
+#include "../ops/csr_linear.h"
+#include "isa.h"
+#include "isa/csr_linear_isa.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace sparsevae {
+namespace {
+
+using torch::stable::contiguous;
+
+// Bookkeeping of a segment, in units of one entry's work.
+constexpr int64_t kSegmentOverhead = 4;
+
+const CsrLinearTable& table() {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case Isa::avx512:
+      return csr_linear_table_avx512();
+    case Isa::avx2:
+      return csr_linear_table_avx2();
+    default:
+      break;
+  }
+#endif
+  return csr_linear_table_generic();
+}
+
+template <typename scalar_t, typename index_t>
+const CsrLinearLoops<scalar_t, index_t>& loops() {
+  constexpr bool narrow = sizeof(index_t) == 4;
+  const CsrLinearTable& t = table();
+  if constexpr (std::is_same_v<scalar_t, float>) {
+    if constexpr (narrow)
+      return t.f32_i32;
+    else
+      return t.f32_i64;
+  } else if constexpr (std::is_same_v<scalar_t, double>) {
+    if constexpr (narrow)
+      return t.f64_i32;
+    else
+      return t.f64_i64;
+  } else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>) {
+    if constexpr (narrow)
+      return t.bf16_i32;
+    else
+      return t.bf16_i64;
+  } else {
+    if constexpr (narrow)
+      return t.f16_i32;
+    else
+      return t.f16_i64;
+  }
+}
+
+template <typename T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.data_ptr());
+}
+
+// Runs body(index_t, scalar_t) for the dtypes of an index tensor and a floating tensor.
+template <typename F>
+void dispatch(const char* op, const Tensor& index, const Tensor& floating, F&& body) {
+  dispatch_index(op, index, [&](auto index_type) {
+    dispatch_floating<float16_bits, bfloat16_bits>(
+        op, floating, [&](auto scalar_type) { body(index_type, scalar_type); });
+  });
+}
+
+// How the threads share segments [0, n): runs of segments, or all segments with a share of the
+// columns.
+struct Shares {
+  std::vector<int64_t> borders;
+  bool by_column;
+  int64_t parts;
+};
+
+template <typename index_t>
+Shares share(const index_t* ptr, int64_t n, int64_t width) {
+  const int64_t total = ptr[n];
+  const int64_t parts = n > 0 && width > 0 ? parts_for((total + n * kSegmentOverhead) * width) : 1;
+  Shares out{balanced_borders(ptr, n, parts, kSegmentOverhead), false, parts};
+  if (parts == 1 || width < 32 * parts) return out;
+  int64_t heaviest = 0;
+  for (int64_t p = 0; p < parts; ++p)
+    heaviest = std::max<int64_t>(heaviest, ptr[out.borders[p + 1]] - ptr[out.borders[p]]);
+  // Cutting columns makes every thread read all pairs; worth it only against a clear imbalance.
+  if (heaviest * parts > total + total / 2) {
+    out.by_column = true;
+    for (int64_t p = 0; p <= parts; ++p) out.borders[p] = (width * p / parts + 15) / 16 * 16;
+    out.borders[parts] = width;
+  }
+  return out;
+}
+
+template <typename scalar_t, typename index_t>
+void sum_part(const SegmentSum<scalar_t, index_t>& args, int64_t n, const Shares& shares,
+              int64_t part) {
+  const int64_t begin = shares.borders[part], end = shares.borders[part + 1];
+  if (begin >= end) return;
+  if (shares.by_column)
+    loops<scalar_t, index_t>().segment_sum(args, 0, n, begin, end);
+  else
+    loops<scalar_t, index_t>().segment_sum(args, begin, end, 0, args.width);
+}
+
+// The weight with each feature's numbers contiguous: (N, H). A copy only if it does not lie like
+// that.
+Tensor feature_rows(const Tensor& weight) {
+  return contiguous(torch::stable::transpose(weight, 0, 1));
+}
+
+Tensor csr_linear(const Tensor& crow_in, const Tensor& col_in, const Tensor& values_in,
+                  const Tensor& weight, const std::optional<Tensor>& bias_in) {
+  const char* op = "csr_linear";
+  check_csr_linear(crow_in, col_in, values_in, weight, bias_in);
+  const Tensor crow = contiguous(crow_in), col = contiguous(col_in), values = contiguous(values_in);
+  const Tensor rows = feature_rows(weight);
+  const std::optional<Tensor> bias = bias_in ? std::optional(contiguous(*bias_in)) : std::nullopt;
+  const int64_t n_rows = crow.numel() - 1, nnz = col.numel();
+  const int64_t n_features = weight.size(1), width = weight.size(0);
+  Tensor out = torch::stable::new_empty(values, {n_rows, width});
+
+  dispatch(op, crow, values, [&](auto index_type, auto scalar_type) {
+    using index_t = typename decltype(index_type)::type;
+    using scalar_t = typename decltype(scalar_type)::type;
+    const index_t* ptr = data<index_t>(crow);
+    const index_t* column = data<index_t>(col);
+    check_crow(op, ptr, n_rows, nnz);
+    const SegmentSum<scalar_t, index_t> args{ptr,
+                                             column,
+                                             data<scalar_t>(values),
+                                             data<scalar_t>(rows),
+                                             bias ? data<scalar_t>(*bias) : nullptr,
+                                             static_cast<scalar_t*>(out.data_ptr()),
+                                             nullptr,
+                                             width};
+    const Shares shares = share(ptr, n_rows, width);
+    // Each thread checks the entries it is about to follow, and skips its work when one is bad. The
+    // smallest bad position is the same whoever found it.
+    std::vector<int64_t> bad(shares.parts, -1);
+    parallel_parts(shares.parts, [&](int64_t part) {
+      const int64_t first = shares.by_column ? 0 : static_cast<int64_t>(ptr[shares.borders[part]]);
+      const int64_t last =
+          shares.by_column ? nnz : static_cast<int64_t>(ptr[shares.borders[part + 1]]);
+      bad[part] = first_out_of_bounds(column, first, last, n_features);
+      if (bad[part] < 0) sum_part(args, n_rows, shares, part);
+    });
+    for (int64_t position : bad)
+      if (position >= 0)
+        throw_out_of_bounds(op, "column index", column, position, "in_features", n_features);
+  });
+  return out;
+}
+
+// Everything about a transposed index that the loops rely on. Padding slots are empty, so only the
+// features of slots that hold entries are looked at; those must ascend.
+template <typename index_t>
+void check_transposed(const char* op, const Tensor& features, const Tensor& ptr, const Tensor& row,
+                      const Tensor& perm, int64_t n_features, int64_t n_rows) {
+  const int64_t nnz = row.numel(), slots = ptr.numel() - 1;
+  check_crow(op, data<index_t>(ptr), slots, nnz);
+  check_index(op, "row", data<index_t>(row), nnz, "batch size", n_rows);
+  check_index(op, "perm", data<index_t>(perm), nnz, "nnz", nnz);
+  if (n_features < 0) return;
+  const index_t* segment = data<index_t>(ptr);
+  const index_t* feature = data<index_t>(features);
+  int64_t previous = -1;
+  for (int64_t u = 0; u < slots; ++u) {
+    if (segment[u] == segment[u + 1]) continue;
+    if (feature[u] < 0 || feature[u] >= n_features)
+      throw_out_of_bounds(op, "feature", feature, u, "in_features", n_features);
+    SPARSEVAE_CHECK(feature[u] > previous, op, "(): expected features to ascend, but slot ", u,
+                    " holds ", feature[u], " after ", previous);
+    previous = feature[u];
+  }
+}
+
+// values[perm], so that the inner loop reads its coefficients in order.
+template <typename scalar_t, typename index_t>
+std::vector<scalar_t> permuted(const Tensor& values, const Tensor& perm) {
+  const scalar_t* from = data<scalar_t>(values);
+  const index_t* position = data<index_t>(perm);
+  std::vector<scalar_t> out(perm.numel());
+  for (size_t e = 0; e < out.size(); ++e) out[e] = from[position[e]];
+  return out;
+}
+
+Tensor csr_linear_weight_grad(const Tensor& features_in, const Tensor& ptr_in, const Tensor& row_in,
+                              const Tensor& perm_in, const Tensor& values_in, const Tensor& grad_in,
+                              int64_t in_features) {
+  const char* op = "csr_linear_weight_grad";
+  check_csr_linear_weight_grad(features_in, ptr_in, row_in, perm_in, values_in, grad_in,
+                               in_features);
+  const Tensor features = contiguous(features_in), ptr = contiguous(ptr_in),
+               row = contiguous(row_in);
+  const Tensor perm = contiguous(perm_in), values = contiguous(values_in),
+               grad = contiguous(grad_in);
+  const int64_t slots = features.numel(), width = grad.size(1);
+  Tensor out = torch::stable::new_empty(values, {in_features, width});
+  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+
+  dispatch(op, ptr, values, [&](auto index_type, auto scalar_type) {
+    using index_t = typename decltype(index_type)::type;
+    using scalar_t = typename decltype(scalar_type)::type;
+    check_transposed<index_t>(op, features, ptr, row, perm, in_features, grad.size(0));
+    const std::vector<scalar_t> coefficient = permuted<scalar_t, index_t>(values, perm);
+    const index_t* feature = data<index_t>(features);
+    const index_t* segment = data<index_t>(ptr);
+    auto* to = static_cast<scalar_t*>(out.data_ptr());
+    const SegmentSum<scalar_t, index_t> args{
+        segment, data<index_t>(row), coefficient.data(), data<scalar_t>(grad), nullptr, to, feature,
+        width};
+    int64_t used = slots;
+    while (used > 0 && segment[used - 1] == segment[used]) --used;
+    const Shares shares = share(segment, used, width);
+    // A thread owns the features from its first touched one up to the next thread's, and zeroes the
+    // rows between the touched ones as it passes them.
+    auto zero = [&](int64_t from, int64_t until) {
+      if (until > from)
+        std::memset(to + from * width, 0, (until - from) * width * sizeof(scalar_t));
+    };
+    if (shares.by_column || shares.parts == 1) {
+      int64_t next = 0;
+      for (int64_t u = 0; u < used; ++u) {
+        if (segment[u] == segment[u + 1]) continue;
+        zero(next, feature[u]);
+        next = static_cast<int64_t>(feature[u]) + 1;
+      }
+      zero(next, in_features);
+      parallel_parts(shares.parts, [&](int64_t part) { sum_part(args, used, shares, part); });
+      return;
+    }
+    parallel_parts(shares.parts, [&](int64_t part) {
+      const int64_t begin = shares.borders[part], end = shares.borders[part + 1];
+      auto owned_from = [&](int64_t slot) {
+        while (slot < used && segment[slot] == segment[slot + 1]) ++slot;
+        return slot < used ? static_cast<int64_t>(feature[slot]) : in_features;
+      };
+      int64_t next = part == 0 ? 0 : owned_from(begin);
+      const int64_t stop = part + 1 == shares.parts ? in_features : owned_from(end);
+      for (int64_t u = begin; u < end; ++u) {
+        if (segment[u] == segment[u + 1]) continue;
+        zero(next, feature[u]);
+        loops<scalar_t, index_t>().segment_sum(args, u, u + 1, 0, width);
+        next = static_cast<int64_t>(feature[u]) + 1;
+      }
+      zero(next, stop);
+    });
+  });
+  return out;
+}
+
+Tensor csr_linear_weight_grad_rows(const Tensor& ptr_in, const Tensor& row_in,
+                                   const Tensor& perm_in, const Tensor& values_in,
+                                   const Tensor& grad_in) {
+  const char* op = "csr_linear_weight_grad_rows";
+  check_transposed_layout(op, ptr_in, row_in, perm_in, values_in, grad_in);
+  const Tensor ptr = contiguous(ptr_in), row = contiguous(row_in), perm = contiguous(perm_in);
+  const Tensor values = contiguous(values_in), grad = contiguous(grad_in);
+  const int64_t slots = ptr.numel() - 1, width = grad.size(1);
+  Tensor out = torch::stable::new_empty(values, {slots, width});
+  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+
+  dispatch(op, ptr, values, [&](auto index_type, auto scalar_type) {
+    using index_t = typename decltype(index_type)::type;
+    using scalar_t = typename decltype(scalar_type)::type;
+    check_transposed<index_t>(op, ptr, ptr, row, perm, -1, grad.size(0));
+    const std::vector<scalar_t> coefficient = permuted<scalar_t, index_t>(values, perm);
+    const SegmentSum<scalar_t, index_t> args{data<index_t>(ptr),
+                                             data<index_t>(row),
+                                             coefficient.data(),
+                                             data<scalar_t>(grad),
+                                             nullptr,
+                                             static_cast<scalar_t*>(out.data_ptr()),
+                                             nullptr,
+                                             width};
+    const Shares shares = share(args.ptr, slots, width);
+    parallel_parts(shares.parts, [&](int64_t part) { sum_part(args, slots, shares, part); });
+  });
+  return out;
+}
+
+Tensor csr_linear_values_grad(const Tensor& crow_in, const Tensor& col_in, const Tensor& weight,
+                              const Tensor& grad_in) {
+  const char* op = "csr_linear_values_grad";
+  check_csr_linear_values_grad(crow_in, col_in, weight, grad_in);
+  const Tensor crow = contiguous(crow_in), col = contiguous(col_in), grad = contiguous(grad_in);
+  const Tensor rows = feature_rows(weight);
+  const int64_t n_rows = crow.numel() - 1, nnz = col.numel(), width = weight.size(0);
+  Tensor out = torch::stable::new_empty(grad, {nnz});
+
+  dispatch(op, crow, grad, [&](auto index_type, auto scalar_type) {
+    using index_t = typename decltype(index_type)::type;
+    using scalar_t = typename decltype(scalar_type)::type;
+    const index_t* ptr = data<index_t>(crow);
+    check_crow(op, ptr, n_rows, nnz);
+    check_index(op, "column index", data<index_t>(col), nnz, "in_features", weight.size(1));
+    const RowDots<scalar_t, index_t> args{ptr,
+                                          data<index_t>(col),
+                                          data<scalar_t>(rows),
+                                          data<scalar_t>(grad),
+                                          static_cast<scalar_t*>(out.data_ptr()),
+                                          width};
+    const int64_t parts = n_rows > 0 ? parts_for(nnz * width) : 1;
+    const auto borders = balanced_borders(ptr, n_rows, parts, kSegmentOverhead);
+    parallel_parts(parts, [&](int64_t part) {
+      loops<scalar_t, index_t>().row_dots(args, borders[part], borders[part + 1]);
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace sparsevae
+
+STABLE_TORCH_LIBRARY_IMPL(sparsevae_ext, CPU, m) {
+  m.impl("csr_linear", TORCH_BOX(&sparsevae::csr_linear));
+  m.impl("csr_linear_weight_grad", TORCH_BOX(&sparsevae::csr_linear_weight_grad));
+  m.impl("csr_linear_weight_grad_rows", TORCH_BOX(&sparsevae::csr_linear_weight_grad_rows));
+  m.impl("csr_linear_values_grad", TORCH_BOX(&sparsevae::csr_linear_values_grad));
+}

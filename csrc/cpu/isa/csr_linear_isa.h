@@ -1,0 +1,64 @@
+// The inner loops of csr_linear, as one table of functions per instruction set. Free of torch.
+//
+// Both directions are the same loop. A segment is a run of (index, coefficient) pairs, and
+//     out[segment, :] = start[:] + sum over the run of coefficient * source[index, :]
+// Forward: a segment is a row of X, source the weight's feature rows, start the bias.
+// Weight gradient: a segment is a touched feature, source the rows of grad_output.
+#pragma once
+
+#include <cstdint>
+
+#include "../../common/half.h"
+
+namespace sparsevae {
+
+template <typename scalar_t, typename index_t>
+struct SegmentSum {
+  const index_t* ptr;           // segment s covers pairs ptr[s] .. ptr[s+1]
+  const index_t* index;         // row of source of each pair
+  const scalar_t* coefficient;  // of each pair
+  const scalar_t* source;       // (n_source, width), contiguous
+  const scalar_t* start;        // (width,) or nullptr for zeros
+  scalar_t* out;                // (n_out, width), contiguous
+  const index_t* out_row;       // row of out of each segment, or nullptr: segment s is row s
+  int64_t width;
+};
+
+template <typename scalar_t, typename index_t>
+struct RowDots {
+  const index_t* crow;
+  const index_t* col;
+  const scalar_t* weight;       // (n_features, width), contiguous
+  const scalar_t* grad_output;  // (n_rows, width), contiguous
+  scalar_t* out;                // (nnz,)
+  int64_t width;
+};
+
+template <typename scalar_t, typename index_t>
+struct CsrLinearLoops {
+  // Segments [first, last), output columns [begin, end). Every element is summed in pair order.
+  void (*segment_sum)(const SegmentSum<scalar_t, index_t>&, int64_t first, int64_t last,
+                      int64_t begin, int64_t end);
+  // Entries of rows [first, last): out[e] = <weight[col[e]], grad_output[row]>.
+  void (*row_dots)(const RowDots<scalar_t, index_t>&, int64_t first, int64_t last);
+};
+
+struct CsrLinearTable {
+  const char* isa;
+  CsrLinearLoops<float, int32_t> f32_i32;
+  CsrLinearLoops<float, int64_t> f32_i64;
+  CsrLinearLoops<double, int32_t> f64_i32;
+  CsrLinearLoops<double, int64_t> f64_i64;
+  CsrLinearLoops<bfloat16_bits, int32_t> bf16_i32;
+  CsrLinearLoops<bfloat16_bits, int64_t> bf16_i64;
+  CsrLinearLoops<float16_bits, int32_t> f16_i32;
+  CsrLinearLoops<float16_bits, int64_t> f16_i64;
+};
+
+const CsrLinearTable& csr_linear_table_generic();
+#if defined(__x86_64__)
+const CsrLinearTable& csr_linear_table_avx2();
+const CsrLinearTable& csr_linear_table_avx512();
+#endif
+
+}  // namespace sparsevae
