@@ -1,0 +1,1 @@
+"""One file per op: autograd, checks, fake kernel, and the plain-torch reference."""

@@ -1,0 +1,60 @@
+"""Which implementation of an op runs, and why. One table for the ops, `info()` and the tests."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _load
+
+#: Every dispatcher op of the package, in the order in which `info()` lists them.
+OPS = (
+    "csr_linear",
+    "csr_linear_weight_grad",
+    "csr_linear_weight_grad_rows",
+    "csr_linear_values_grad",
+    "csr_transpose",
+)
+
+#: Ops whose CUDA form is the plain-torch one on purpose, with the reason.
+TORCH_ON_CUDA = {"csr_transpose": "a stable radix sort, which torch has on the device"}
+
+
+def has_kernel(op: str, device_type: str) -> bool:
+    """True when the loaded object has a kernel of this op for this kind of device."""
+    if _load.C is None:
+        return False
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device_type)
+    if key is None:
+        return False
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"sparsevae_ext::{op}", key)
+
+
+#: (op, device type) -> has a kernel. Filled once: the answer cannot change, and compiled code reads it.
+_KERNELS = {(op, kind): has_kernel(op, kind) for op in OPS for kind in ("cpu", "cuda")}
+
+
+def use_kernel(op: str, tensor: torch.Tensor) -> bool:
+    """True when the kernel runs for a tensor; False means the plain-torch reference does."""
+    return _KERNELS.get((op, tensor.device.type), False)
+
+
+def implementations() -> dict[str, dict[str, str]]:
+    """For every op and device, what will run and why."""
+    table: dict[str, dict[str, str]] = {}
+    facts = _load.build_facts()
+    for op in OPS:
+        row = {}
+        for kind in ("cpu", "cuda"):
+            if _KERNELS[op, kind]:
+                isa = f" ({_load.C.cpu_isa()})" if kind == "cpu" and _load.C is not None else ""
+                row[kind] = f"kernel{isa}"
+            elif _load.C is None:
+                row[kind] = f"plain torch: {_load.reason}"
+            elif kind == "cuda" and op in TORCH_ON_CUDA:
+                row[kind] = f"plain torch: {TORCH_ON_CUDA[op]}"
+            elif kind == "cuda" and not facts.get("cuda"):
+                row[kind] = "plain torch: the object was built without CUDA"
+            else:
+                row[kind] = "plain torch: no kernel"
+        table[op] = row
+    return table
