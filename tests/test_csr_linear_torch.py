@@ -20,7 +20,7 @@ def layer_and_batch(n_rows=6, n_features=11, width=5, dtype=torch.float32, devic
     return layer, random_csr(n_rows, n_features, dtype=dtype, device=device)
 
 
-# ---- opcheck ------------------------------------------------------------------------------------------
+# ---- opcheck -----------------------------------------------------------------------------------
 
 
 @needs_kernels
@@ -84,7 +84,7 @@ def test_the_bare_op_differentiates_like_the_function():
         assert torch.equal(one, two)
 
 
-# ---- compile and export -------------------------------------------------------------------------------
+# ---- compile and export ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -126,7 +126,7 @@ def test_export_with_a_batch_as_argument():
     torch.testing.assert_close(program.module()(x), layer(x))
 
 
-# ---- torch.func -----------------------------------------------------------------------------------------
+# ---- torch.func --------------------------------------------------------------------------------
 
 
 def test_func_grad_and_jacrev():
@@ -180,7 +180,7 @@ def test_vmap_over_the_batch_is_refused():
         torch.func.vmap(lambda v: functional.csr_linear(x.with_values(v), layer.weight))(many)
 
 
-# ---- autocast ---------------------------------------------------------------------------------------------
+# ---- autocast ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=str)
@@ -205,7 +205,7 @@ def test_autocast_takes_values_of_another_dtype():
     assert torch.equal(y, layer(x))
 
 
-# ---- refusals ----------------------------------------------------------------------------------------------
+# ---- refusals ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", ["values", "weight"])

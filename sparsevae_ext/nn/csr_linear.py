@@ -21,7 +21,8 @@ class CSRLinear(nn.Linear):
     moves are those of ``nn.Linear``. Only the memory layout differs: ``weight`` has the shape
     (out_features, in_features) and is stored with the ``out_features`` numbers of each input feature next
     to each other, which is how the kernels read it. So ``weight.is_contiguous()`` is False; safetensors
-    wants ``weight.contiguous()``, and FSDP2, ``parameters_to_vector`` and LBFGS refuse such a parameter.
+    wants ``weight.contiguous()``, and FSDP2, ``parameters_to_vector``, LBFGS and ``prune.l1_unstructured``
+    refuse such a parameter.
     ``load_state_dict(assign=True)`` re-lays the weight.
 
     Args:

@@ -25,7 +25,7 @@ __all__ = ["csr_linear", "csr_linear_reference", "csr_linear_weight_grad"]
 Index = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-# ---- the public functions -----------------------------------------------------------------------
+# ---- the public functions ----------------------------------------------------------------------
 
 
 def csr_linear(x: CSRBatch, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -131,7 +131,7 @@ def csr_linear_weight_grad(x: CSRBatch, grad_output: Tensor) -> tuple[Tensor, Te
     return index.features, grad
 
 
-# ---- checks ---------------------------------------------------------------------------------------
+# ---- checks ------------------------------------------------------------------------------------
 
 
 def _check_arguments(x: Any, weight: Any, bias: Any) -> None:
@@ -170,7 +170,7 @@ def _check_dtypes(values: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
 
 
-# ---- derivatives ----------------------------------------------------------------------------------
+# ---- derivatives -------------------------------------------------------------------------------
 
 
 def _index_of(ctx: Any, crow: Tensor, col: Tensor, n_features: int, index: tuple) -> Index:
@@ -315,7 +315,7 @@ def _refuse_batched_x(op: str, in_dims: tuple[int | None, ...]) -> None:
         )
 
 
-# ---- plain torch ----------------------------------------------------------------------------------
+# ---- plain torch -------------------------------------------------------------------------------
 
 
 def _accumulate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -350,7 +350,7 @@ def csr_linear_weight_grad_rows_reference(
     return out.index_add(0, slot, terms).to(values.dtype)
 
 
-# ---- what the dispatcher needs for tracing -----------------------------------------------------------
+# ---- what the dispatcher needs for tracing -----------------------------------------------------
 
 if _load.C is not None:
 

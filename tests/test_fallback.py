@@ -1,0 +1,132 @@
+"""Without the compiled object: one warning, the same results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from sparsevae_ext import _load
+
+PROGRAM = textwrap.dedent(
+    """
+    import torch, warnings
+    {before}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        import sparsevae_ext as sv
+    from sparsevae_ext import _load
+    x = sv.CSRBatch(torch.tensor([0, 2, 2, 4]), torch.tensor([3, 0, 1, 1]),
+                    torch.tensor([1.0, 2.0, 3.0, 4.0]), (3, 5))
+    torch.manual_seed(0)
+    layer = sv.nn.CSRLinear(5, 2)
+    values = x.values.clone().requires_grad_()
+    y = layer(x.with_values(values))
+    y.sin().sum().backward()
+    rows, grad = sv.functional.csr_linear_weight_grad(x, y.detach())
+    try:
+        bad = sv.CSRBatch(torch.tensor([0, 1]), torch.tensor([9]), torch.ones(1), (1, 5))
+        layer(bad)
+        error = None
+    except IndexError as caught_error:
+        error = str(caught_error)
+    import json
+    print(json.dumps(dict(
+        loaded=_load.C is not None, reason=_load.reason,
+        warnings=[str(w.message) for w in caught if "sparsevae_ext" in str(w.message)],
+        y=y.tolist(), weight=layer.weight.grad.tolist(), bias=layer.bias.grad.tolist(),
+        values=values.grad.tolist(), rows=rows.tolist(), grad=grad.tolist(), error=error,
+        ops={{op: row["cpu"] for op, row in sv.info()["ops"].items()}},
+    )))
+    """
+)
+
+BLOCK = """
+import importlib.abc, sys
+class Block(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "sparsevae_ext._C":
+            raise ImportError("undefined symbol: _ZN3c10")
+sys.meta_path.insert(0, Block())
+"""
+
+
+def run(before="", **environment):
+    env = {**os.environ, **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before=before)],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def normal():
+    if _load.C is None:
+        pytest.skip("the compiled object is missing")
+    return run()
+
+
+def assert_same_results(got, normal):
+    for key in ("y", "weight", "bias", "values", "grad"):
+        flat = [__import__("torch").tensor(r[key]) for r in (got, normal)]
+        __import__("torch").testing.assert_close(*flat)
+    assert got["rows"] == normal["rows"]
+    assert got["error"] == normal["error"]
+
+
+def test_with_the_object(normal):
+    assert normal["loaded"] and not normal["warnings"]
+    assert all(text.startswith("kernel") for text in normal["ops"].values())
+    assert "column index 9 at position 0 is out of bounds for in_features=5" in normal["error"]
+
+
+def test_object_that_does_not_load(normal):
+    got = run(before=BLOCK)
+    assert not got["loaded"]
+    assert len(got["warnings"]) == 1
+    assert "undefined symbol: _ZN3c10" in got["warnings"][0]
+    assert "torch >= 2.10" in got["warnings"][0] and "Found: torch" in got["warnings"][0]
+    assert all("undefined symbol" in text for text in got["ops"].values())
+    assert_same_results(got, normal)
+
+
+def test_kill_switch_is_silent(normal):
+    got = run(SPARSEVAE_EXT_DISABLE="1")
+    assert not got["loaded"] and not got["warnings"]
+    assert got["reason"] == "SPARSEVAE_EXT_DISABLE is set"
+    assert_same_results(got, normal)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_narrower_instruction_sets(normal, isa):
+    got = run(SPARSEVAE_EXT_ISA=isa)
+    assert got["ops"]["csr_linear"] == f"kernel ({isa})" or isa not in got["ops"]["csr_linear"]
+    assert_same_results(got, normal)
+
+
+@pytest.mark.parametrize("isa", ["generic", "avx2"])
+def test_the_numeric_suite_on_narrower_instruction_sets(isa):
+    """What was checked on this machine's best instruction set holds on the others too."""
+    if _load.C is None:
+        pytest.skip("the compiled object is missing")
+    here = os.path.dirname(__file__)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+        + ["-k", "against_float64 or same_bits or sixteen or long_row"]
+        + [os.path.join(here, "test_csr_linear.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SPARSEVAE_EXT_ISA": isa},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
