@@ -99,11 +99,8 @@ def architectures(version: tuple[int, int]) -> list[str]:
                     f"TORCH_CUDA_ARCH_LIST: expected numbers such as 8.0 or 9.0+PTX, but got {arch!r}"
                 )
         return wish
-    archs = ["7.5", "8.0", "8.6", "9.0"]
-    if version >= (12, 8):
-        archs += ["10.0", "12.0"]
-    archs[-1] += "+PTX"
-    return archs
+    # One per generation, and PTX for what is newer; a release names more (see docs).
+    return ["8.0", "9.0", "10.0+PTX"] if version >= (12, 8) else ["8.0", "9.0+PTX"]
 
 
 def gencode_flags(archs: list[str]) -> list[str]:

@@ -1,0 +1,1 @@
+"""pytest-benchmark comparisons against what torch users would otherwise run."""

@@ -1,0 +1,186 @@
+"""From pytest-benchmark's JSON to a small results file, and from that to the tables of README and docs.
+
+    python -m benchmarks.report raw.json            compact it and print the tables
+    python -m benchmarks.report --write             put the tables of benchmarks/results/ into the documents
+
+Nothing in the documents between the `benchmarks:` markers is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+OURS = "sparsevae_ext"
+
+
+def compact(raw: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping: medians and minima in ms, facts, machine."""
+    info = raw["machine_info"]
+    build = (info.get("sparsevae_ext") or {}).get("build") or {}
+    results = []
+    for entry in raw["benchmarks"]:
+        stats = entry["stats"]
+        results.append(
+            {
+                "group": entry["group"],
+                "median_ms": round(stats["median"] * 1e3, 4),
+                "min_ms": round(stats["min"] * 1e3, 4),
+                "iqr_ms": round(stats["iqr"] * 1e3, 4),
+                "rounds": stats["rounds"],
+                **entry["extra_info"],
+            }
+        )
+    return {
+        "date": raw.get("datetime", "")[:10] or datetime.date.today().isoformat(),
+        "commit": build.get("commit", "unknown"),
+        "cpu": info.get("cpu_name"),
+        "python": info.get("python_version"),
+        "copy_gb_per_s": round(info.get("copy_gb_per_s", 0.0), 2),
+        "gemm_gflop_per_s": round(info.get("gemm_gflop_per_s", 0.0), 1),
+        "results": results,
+    }
+
+
+def floor_ms(entry: dict[str, Any], summary: dict[str, Any]) -> float | None:
+    """The least time the machine allows for what must be moved and multiplied, in ms.
+
+    Bytes: the batch, each touched feature's row once, the output; for the backward also grad_output and
+    the rows of the gradient. Flops: 2 per stored entry and output, per direction. Caches are not assumed.
+    """
+    if not summary["copy_gb_per_s"] or "nnz" not in entry:
+        return None
+    width, nnz = entry["hidden"], entry["nnz"]
+    batch_bytes = 8 * nnz
+    row_bytes = 4 * entry["touched"] * width
+    out_bytes = 4 * entry["rows"] * width
+    directions = 2 if "backward" in entry["group"] else 1
+    moved = directions * (batch_bytes + row_bytes + out_bytes)
+    by_bytes = moved / (summary["copy_gb_per_s"] * 1e9)
+    by_flops = directions * 2 * nnz * width / (summary["gemm_gflop_per_s"] * 1e9)
+    return 1e3 * max(by_bytes, by_flops)
+
+
+def groups(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Results by group, in the order in which they ran."""
+    out: dict[str, list[dict[str, Any]]] = {}
+    for entry in summary["results"]:
+        out.setdefault(entry["group"], []).append(entry)
+    return out
+
+
+def best_peer(entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The fastest that is not ours."""
+    peers = [e for e in entries if not e["provider"].startswith(OURS)]
+    return min(peers, key=lambda e: e["median_ms"]) if peers else None
+
+
+def table(summary: dict[str, Any], operation: str) -> str:
+    """A Markdown table of all groups of one operation: one line per shape and provider of ours."""
+    lines = [
+        "| shape | ours | ms | best peer | ms | **ratio** | floor ms |",
+        "|---|---|---:|---|---:|---:|---:|",
+    ]
+    for group, entries in groups(summary).items():
+        if not group.startswith(operation):
+            continue
+        peer = best_peer(entries)
+        for entry in entries:
+            if not entry["provider"].startswith(OURS) or peer is None:
+                continue
+            floor = floor_ms(entry, summary)
+            name = entry["provider"].removeprefix(OURS).strip() or "forward"
+            lines.append(
+                f"| {entry['shape']} | {name} | {entry['median_ms']:.2f} | {peer['provider']} "
+                f"| {peer['median_ms']:.2f} | **{peer['median_ms'] / entry['median_ms']:.2f}x** "
+                f"| {f'{floor:.2f}' if floor else '-'} |"
+            )
+    return "\n".join(lines)
+
+
+def full_table(summary: dict[str, Any]) -> str:
+    """Every measurement: median and minimum."""
+    lines = ["| group | provider | median ms | min ms | rounds |", "|---|---|---:|---:|---:|"]
+    for group, entries in groups(summary).items():
+        for e in sorted(entries, key=lambda e: e["median_ms"]):
+            lines.append(
+                f"| {group} | {e['provider']} | {e['median_ms']:.3f} | {e['min_ms']:.3f} "
+                f"| {e['rounds']} |"
+            )
+    return "\n".join(lines)
+
+
+def heading(summary: dict[str, Any]) -> str:
+    """Where and when: one sentence."""
+    some = summary["results"][0]
+    return (
+        f"Measured on {summary['date']}: {summary['cpu'] or some['device_name']}, "
+        f"{some['threads']} threads, {some['isa']}, torch {some['torch']}, commit {summary['commit']}; "
+        f"medians. This machine copies {summary['copy_gb_per_s']:.1f} GB/s (read plus written) and "
+        f"multiplies float32 matrices at {summary['gemm_gflop_per_s']:.0f} GFLOP/s."
+    )
+
+
+def text(summary: dict[str, Any], detail: bool) -> str:
+    """The whole report as Markdown."""
+    parts = [heading(summary), ""]
+    titles = {
+        "csr_linear-forward-": "Forward",
+        "csr_linear-forward+backward-": "Forward and weight gradient",
+        "loader-": "Loader: one epoch",
+    }
+    for prefix, title in titles.items():
+        if any(g.startswith(prefix) for g in groups(summary)):
+            parts += [f"**{title}**", "", table(summary, prefix), ""]
+    if detail:
+        parts += ["**Everything**", "", full_table(summary), ""]
+    return "\n".join(parts)
+
+
+def insert(document: Path, name: str, content: str) -> None:
+    """Replace what stands between `<!-- benchmarks:NAME -->` and `<!-- benchmarks:end -->`."""
+    old = document.read_text()
+    pattern = re.compile(
+        rf"(<!-- benchmarks:{re.escape(name)} -->\n).*?(<!-- benchmarks:end -->)", re.DOTALL
+    )
+    if not pattern.search(old):
+        raise SystemExit(f"{document}: no <!-- benchmarks:{name} --> marker")
+    document.write_text(pattern.sub(lambda m: m[1] + content.rstrip() + "\n" + m[2], old))
+
+
+def write_documents() -> None:
+    """Fill README.md and docs/performance.md from benchmarks/results/cpu.json."""
+    summary = json.loads((RESULTS / "cpu.json").read_text())
+    insert(ROOT / "README.md", "cpu", text(summary, detail=False))
+    insert(ROOT / "docs" / "performance.md", "cpu", text(summary, detail=True))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("raw", nargs="?", type=Path, help="a file of --benchmark-json")
+    parser.add_argument("--save", type=Path, help="keep the compact results in this file")
+    parser.add_argument("--write", action="store_true", help="fill the documents")
+    options = parser.parse_args(argv)
+    if options.raw:
+        summary = compact(json.loads(options.raw.read_text()))
+        if options.save:
+            options.save.parent.mkdir(parents=True, exist_ok=True)
+            options.save.write_text(json.dumps(summary, indent=1) + "\n")
+        print(text(summary, detail=True))
+    if options.write:
+        write_documents()
+    elif not options.raw:
+        parser.error("nothing to do: give a raw.json or --write")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""One set-up for every provider of csr_linear: inputs, the step to time, and a check of its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+from torch.nn import functional as torch_functional
+
+import sparsevae_ext as sv
+
+from .shapes import SHAPES, SMALL, csr
+
+Step = Callable[[], object]
+
+
+class Case:
+    """The tensors of one shape, in the form that each provider wants."""
+
+    def __init__(self, shape: str, scale: str, device: str) -> None:
+        n_rows, n_features, mean, hidden = (SHAPES if scale == "full" else SMALL)[shape]
+        self.matrix = csr(n_rows, n_features, mean)
+        self.device = device
+        self.n_rows, self.n_features, self.hidden = n_rows, n_features, hidden
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(n_features, hidden, generator=generator) * 0.05
+        self.feature_rows = rows.to(device)  # (N, H), the layout of embedding_bag and of CSRLinear
+        self.grad = torch.randn(n_rows, hidden, generator=generator).to(device)
+        self.batch = sv.CSRBatch.from_scipy(self.matrix).to(device)
+        exact = self.matrix.astype(np.float64)
+        self.expected = exact @ rows.double().numpy()
+        self.touched = np.unique(self.matrix.indices)
+        self.expected_grad = exact[:, self.touched].T @ self.grad.cpu().double().numpy()
+
+    def fresh_batch(self) -> sv.CSRBatch:
+        """The batch without its transposed index."""
+        b = self.batch
+        return sv.CSRBatch(b.crow, b.col, b.values, b.shape)
+
+    def facts(self) -> dict[str, object]:
+        """For extra_info and for the floor."""
+        return {
+            "rows": self.n_rows,
+            "features": self.n_features,
+            "hidden": self.hidden,
+            "nnz": int(self.matrix.nnz),
+            "touched": len(self.touched),
+            "dtype": "float32",
+            "index_dtype": str(self.batch.col.dtype).removeprefix("torch."),
+        }
+
+    def check_output(self, y: torch.Tensor) -> None:
+        """AssertionError unless y = X W^T to float32 rounding."""
+        _close(y.detach().cpu().numpy(), self.expected)
+
+    def check_rows(self, rows: torch.Tensor, grad: torch.Tensor) -> None:
+        """AssertionError unless these are the gradient's touched rows."""
+        assert np.array_equal(rows.cpu().numpy(), self.touched)
+        _close(grad.cpu().numpy(), self.expected_grad)
+
+    def check_gradient(self, grad: torch.Tensor) -> None:
+        """AssertionError unless `grad` (N, H), dense or sparse, is the gradient."""
+        if grad.is_sparse:
+            grad = grad.coalesce()
+            return self.check_rows(grad.indices()[0], grad.values())
+        _close(
+            grad[torch.from_numpy(self.touched).to(grad.device)].cpu().numpy(), self.expected_grad
+        )
+        rest = torch.ones(self.n_features, dtype=torch.bool, device=grad.device)
+        rest[torch.from_numpy(self.touched).to(grad.device)] = False
+        assert not grad[rest].any()
+
+
+def _close(got: np.ndarray, expected: np.ndarray) -> None:
+    assert got.shape == expected.shape
+    scale = np.abs(expected).max() + 1e-6
+    assert np.abs(got - expected).max() < 1e-4 * scale
+
+
+@cache
+def case(shape: str, scale: str, device: str) -> Case:
+    """The case, made once per run."""
+    return Case(shape, scale, device)
+
+
+# ---- forward: (case) -> step that returns y ------------------------------------------------------
+
+
+def forward_sparsevae(c: Case) -> Step:
+    """This package."""
+    weight = c.feature_rows.t()
+    return lambda: sv.functional.csr_linear(c.batch, weight)
+
+
+def forward_embedding_bag(c: Case) -> Step:
+    """The strongest peer in torch."""
+    b = c.batch
+    return lambda: torch_functional.embedding_bag(
+        b.col,
+        c.feature_rows,
+        b.crow,
+        mode="sum",
+        per_sample_weights=b.values,
+        include_last_offset=True,
+    )
+
+
+def forward_sparse_mm(c: Case) -> Step:
+    """torch.sparse.mm of a CSR tensor."""
+    x = c.batch.to_torch()
+    return lambda: torch.sparse.mm(x, c.feature_rows)
+
+
+def forward_dense(c: Case) -> Step:
+    """F.linear of the dense matrix, which is given for nothing."""
+    x, weight = c.batch.to_dense(), c.feature_rows.t().contiguous()
+    return lambda: torch_functional.linear(x, weight)
+
+
+FORWARD = {
+    "sparsevae_ext": forward_sparsevae,
+    "embedding_bag": forward_embedding_bag,
+    "sparse.mm": forward_sparse_mm,
+    "dense F.linear": forward_dense,
+}
+
+
+# ---- forward and weight gradient: (case) -> step that returns (y, gradient) --------------------------
+
+
+def both_rows(c: Case) -> Step:
+    """This package, gradient as touched rows; the transposed index is built within the step."""
+    weight = c.feature_rows.t()
+
+    def step() -> object:
+        x = c.fresh_batch()
+        return sv.functional.csr_linear(x, weight), sv.functional.csr_linear_weight_grad(x, c.grad)
+
+    return step
+
+
+def both_rows_prepared(c: Case) -> Step:
+    """The same with the batch prepared, as the loader delivers it."""
+    weight, x = c.feature_rows.t(), c.fresh_batch().prepare()
+    return lambda: (
+        sv.functional.csr_linear(x, weight),
+        sv.functional.csr_linear_weight_grad(x, c.grad),
+    )
+
+
+def _autograd(
+    c: Case, leaf: torch.Tensor, forward: Callable[[], torch.Tensor], by_feature: bool
+) -> Step:
+    def step() -> object:
+        leaf.grad = None
+        y = forward()
+        y.backward(c.grad)
+        grad = leaf.grad
+        return y, grad if by_feature or grad is None else grad.t()
+
+    return step
+
+
+def both_dense(c: Case) -> Step:
+    """This package as a plain drop-in: autograd, dense gradient, index built within the step."""
+    weight = c.feature_rows.t().requires_grad_()
+    return _autograd(c, weight, lambda: sv.functional.csr_linear(c.fresh_batch(), weight), False)
+
+
+def both_embedding_bag(c: Case, sparse: bool = False) -> Step:
+    """embedding_bag with a dense gradient."""
+    b, table = c.batch, c.feature_rows.clone().requires_grad_()
+    return _autograd(
+        c,
+        table,
+        lambda: torch_functional.embedding_bag(
+            b.col,
+            table,
+            b.crow,
+            mode="sum",
+            per_sample_weights=b.values,
+            include_last_offset=True,
+            sparse=sparse,
+        ),
+        True,
+    )
+
+
+def both_embedding_bag_sparse(c: Case) -> Step:
+    """embedding_bag with an uncoalesced COO gradient."""
+    return both_embedding_bag(c, sparse=True)
+
+
+def both_sparse_mm(c: Case) -> Step:
+    """torch.sparse.mm; dense gradient."""
+    x, table = c.batch.to_torch(), c.feature_rows.clone().requires_grad_()
+    return _autograd(c, table, lambda: torch.sparse.mm(x, table), True)
+
+
+def both_dense_linear(c: Case) -> Step:
+    """F.linear of the dense matrix."""
+    x, weight = c.batch.to_dense(), c.feature_rows.t().contiguous().requires_grad_()
+    return _autograd(c, weight, lambda: torch_functional.linear(x, weight), False)
+
+
+BOTH = {
+    "sparsevae_ext rows": both_rows,
+    "sparsevae_ext rows, prepared": both_rows_prepared,
+    "sparsevae_ext dense grad": both_dense,
+    "embedding_bag": both_embedding_bag,
+    "embedding_bag sparse=True": both_embedding_bag_sparse,
+    "sparse.mm": both_sparse_mm,
+    "dense F.linear": both_dense_linear,
+}
