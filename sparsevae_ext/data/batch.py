@@ -1,0 +1,592 @@
+"""CSRBatch: rows of a sparse matrix as plain tensors, the currency of the whole package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.utils._pytree as pytree
+
+from .canonical import canonical_csr
+from .index import (
+    INT32_LIMIT,
+    TransposedIndex,
+    check_columns,
+    check_structure,
+    transpose_arrays,
+    transpose_on_device,
+)
+
+__all__ = ["CSRBatch"]
+
+_INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def _torch_name(dtype: torch.dtype) -> str:
+    """The name torch's own error texts use, e.g. Int for torch.int32."""
+    return torch.empty(0, dtype=dtype).type().split(".")[-1].removesuffix("Tensor")
+
+
+class CSRBatch:
+    """A batch of B sparse rows over N columns, in CSR form.
+
+    Row `i` holds `values[crow[i]:crow[i + 1]]` in the columns `col[crow[i]:crow[i + 1]]`. What is
+    not stored is zero and never multiplies; what is stored does, even when it is 0.
+
+    The constructor looks at shapes, dtypes and devices only. The content of `crow` and `col` is
+    checked where it is used, so it costs one pass, not two. `from_scipy`, `from_torch` and
+    `from_dense` give sorted rows without duplicates.
+
+    It is a pytree node: `torch.compile` and `torch.export` take it as an argument.
+
+    Args:
+        crow: (B + 1,) row pointers, int32 or int64.
+        col: (nnz,) columns, of the dtype of `crow`.
+        values: (nnz,) values.
+        shape: (B, N).
+
+    Attributes:
+        crow, col, values: the tensors given.
+        n_cols: N.
+        index: the transposed index once `prepare()` was called, else None.
+
+    Raises:
+        TypeError: an argument is no tensor.
+        RuntimeError: shapes, lengths, dtypes or devices do not fit together.
+
+    Example:
+        >>> b = CSRBatch(
+        ...     torch.tensor([0, 1, 3]), torch.tensor([2, 0, 1]), torch.ones(3), shape=(2, 3)
+        ... )
+        >>> b.shape, b.nnz, b.to_dense().tolist()
+        ((2, 3), 3, [[0.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    """
+
+    crow: torch.Tensor
+    col: torch.Tensor
+    values: torch.Tensor
+    n_cols: int
+    index: TransposedIndex | None
+
+    def __init__(
+        self,
+        crow: torch.Tensor,
+        col: torch.Tensor,
+        values: torch.Tensor,
+        shape: Sequence[int],
+    ) -> None:
+        _check_tensors(crow, col, values, shape)
+        self.crow = crow
+        self.col = col
+        self.values = values
+        self.n_cols = shape[1]
+        self.index = None
+
+    @classmethod
+    def _make(
+        cls,
+        crow: Any,
+        col: Any,
+        values: Any,
+        n_cols: int,
+        index: Any = None,
+    ) -> CSRBatch:
+        """Put together parts known to fit (or the stand-ins pytree uses), without any check."""
+        batch = cls.__new__(cls)
+        batch.crow = crow
+        batch.col = col
+        batch.values = values
+        batch.n_cols = n_cols
+        batch.index = index
+        return batch
+
+    # ---- from other forms ------------------------------------------------------------------
+
+    @classmethod
+    def from_scipy(cls, matrix: Any) -> CSRBatch:
+        """Copy a scipy CSR matrix into a batch; duplicates are summed and columns sorted.
+
+        Args:
+            matrix: (B, N) `csr_matrix` or `csr_array`. float32 and float64 are kept, smaller
+                floats, integers and bool become float32. The matrix itself is not changed.
+
+        Returns:
+            A batch that owns its memory, with int32 indices where nnz and N allow it.
+
+        Raises:
+            TypeError: not a scipy CSR matrix.
+            NotImplementedError: complex or object values.
+            RuntimeError: a broken row pointer array.
+            IndexError: a column outside [0, N).
+
+        Example:
+            >>> import scipy.sparse as sp
+            >>> CSRBatch.from_scipy(sp.csr_matrix([[0, 2], [1, 0]])).to_dense().tolist()
+            [[0.0, 2.0], [1.0, 0.0]]
+        """
+        op = "CSRBatch.from_scipy"
+        crow, col, values = canonical_csr(op, matrix)
+        small = len(col) < INT32_LIMIT and matrix.shape[1] < INT32_LIMIT
+        index_dtype = np.int32 if small else np.int64
+        # The copies cut every tie to the caller's memory, which may be read-only or change later.
+        return cls._make(
+            torch.from_numpy(crow.astype(index_dtype)),
+            torch.from_numpy(col.astype(index_dtype)),
+            torch.from_numpy(values.copy()),
+            int(matrix.shape[1]),
+        )
+
+    @classmethod
+    def from_torch(cls, tensor: torch.Tensor) -> CSRBatch:
+        """Take the parts of a `torch.sparse_csr` tensor; duplicates are summed, columns sorted.
+
+        Parts that are already in order are shared with the tensor, not copied, and gradients
+        flow to `tensor.values()` (torch itself has no gradient for a CSR tensor with duplicates).
+        Looking at the order of the columns synchronises a CUDA device.
+
+        Args:
+            tensor: (B, N), layout `torch.sparse_csr`. Integer and bool values become float32.
+
+        Returns:
+            A batch on the same device with the same index dtype.
+
+        Raises:
+            TypeError: not a tensor, or another layout.
+            RuntimeError: not two-dimensional, or a broken row pointer array.
+            IndexError: a column outside [0, N).
+
+        Example:
+            >>> CSRBatch.from_torch(torch.eye(2).to_sparse_csr()).to_dense().tolist()
+            [[1.0, 0.0], [0.0, 1.0]]
+        """
+        op = "CSRBatch.from_torch"
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{op}(): expected a 2-D sparse_csr tensor, but got {type(tensor).__name__}"
+            )
+        if tensor.layout != torch.sparse_csr:
+            raise TypeError(
+                f"{op}(): expected a 2-D sparse_csr tensor, but got layout {tensor.layout}"
+            )
+        if tensor.dim() != 2 or tensor.values().dim() != 1:
+            raise RuntimeError(
+                f"{op}(): expected a 2-D sparse_csr tensor, but got shape {tuple(tensor.shape)}"
+                f" with values of shape {tuple(tensor.values().shape)}"
+            )
+        crow, col, values = tensor.crow_indices(), tensor.col_indices(), tensor.values()
+        if not values.is_floating_point() and not values.is_complex():
+            values = values.to(torch.float32)
+        batch = cls(crow, col, values, (tensor.shape[0], tensor.shape[1]))
+        batch._validate(op)
+        return batch._sorted_and_summed()
+
+    @classmethod
+    def from_dense(cls, dense: torch.Tensor) -> CSRBatch:
+        """Store the non-zeros of a dense matrix (NaN counts as a non-zero).
+
+        Args:
+            dense: (B, N) tensor. Integer and bool values become float32; gradients flow to it.
+
+        Returns:
+            A batch on the same device, int32 indices where they fit.
+
+        Raises:
+            TypeError: not a dense tensor.
+            RuntimeError: not two-dimensional.
+
+        Example:
+            >>> CSRBatch.from_dense(torch.tensor([[0.0, 5.0]])).col.tolist()
+            [1]
+        """
+        op = "CSRBatch.from_dense"
+        if not isinstance(dense, torch.Tensor) or dense.layout != torch.strided:
+            got = dense.layout if isinstance(dense, torch.Tensor) else type(dense).__name__
+            raise TypeError(f"{op}(): expected a dense 2-D tensor, but got {got}")
+        if dense.dim() != 2:
+            raise RuntimeError(
+                f"{op}(): expected a dense 2-D tensor, but got shape {tuple(dense.shape)}"
+            )
+        if not dense.is_floating_point() and not dense.is_complex():
+            dense = dense.to(torch.float32)
+        row, col = dense.nonzero(as_tuple=True)
+        small = len(col) < INT32_LIMIT and dense.shape[1] < INT32_LIMIT
+        dtype = torch.int32 if small else torch.int64
+        return cls._make(
+            _pointers(row, dense.shape[0], dtype), col.to(dtype), dense[row, col], dense.shape[1]
+        )
+
+    # ---- facts ---------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, N)."""
+        return (self.crow.shape[0] - 1, self.n_cols)
+
+    @property
+    def nnz(self) -> int:
+        """Number of stored entries."""
+        return self.col.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all tensors."""
+        return self.values.device
+
+    def __len__(self) -> int:
+        return self.crow.shape[0] - 1
+
+    def __repr__(self) -> str:
+        return (
+            f"CSRBatch(shape={self.shape}, nnz={self.nnz}, dtype={self.dtype}, "
+            f"index_dtype={self.crow.dtype}, device={self.device}, "
+            f"prepared={self.index is not None})"
+        )
+
+    # ---- parts and row sums --------------------------------------------------------------------
+
+    def with_values(self, values: torch.Tensor) -> CSRBatch:
+        """The same structure and transposed index with other values.
+
+        Args:
+            values: (nnz,), any floating dtype, on the same device; may require grad.
+
+        Returns:
+            A batch that shares `crow`, `col` and `index` with this one.
+
+        Raises:
+            RuntimeError: `values` has another shape.
+
+        Example:
+            >>> b = CSRBatch.from_dense(torch.tensor([[1.0, 0.0], [0.0, 2.0]])).prepare()
+            >>> b.with_values(b.values * 3).to_dense().tolist()
+            [[3.0, 0.0], [0.0, 6.0]]
+        """
+        if values.shape != self.col.shape:
+            raise RuntimeError(
+                f"CSRBatch.with_values(): expected values of shape {tuple(self.col.shape)}, "
+                f"but got {tuple(values.shape)}"
+            )
+        return CSRBatch._make(self.crow, self.col, values, self.n_cols, self.index)
+
+    def row_ids(self) -> torch.Tensor:
+        """The row of every entry, (nnz,), in the dtype of `crow`; no synchronisation.
+
+        Example:
+            >>> CSRBatch.from_dense(torch.tensor([[1.0, 1.0], [0.0, 2.0]])).row_ids().tolist()
+            [0, 0, 1]
+        """
+        return torch.repeat_interleave(self.crow.diff(), output_size=self.nnz)
+
+    def row_sums(self) -> torch.Tensor:
+        """Sum of each row's values, (B,); an empty row gives 0. Differentiable.
+
+        Example:
+            >>> CSRBatch.from_dense(torch.tensor([[1.0, 1.0], [0.0, 0.0]])).row_sums().tolist()
+            [2.0, 0.0]
+        """
+        sums = self.values.new_zeros(self.crow.shape[0] - 1)
+        return sums.index_add(0, self.row_ids(), self.values)
+
+    def __getitem__(self, rows: Any) -> CSRBatch:
+        """Pick rows: an int, slice, sequence of ints, index tensor or bool mask (B,).
+
+        Always gives a batch; an int gives one row. Negative numbers count from the end. The
+        transposed index is not carried over.
+        """
+        picked = _row_numbers(rows, len(self), self.device)
+        self._validate("CSRBatch.__getitem__", columns=False)
+        crow = self.crow.long()
+        starts = crow[picked]
+        lengths = crow[picked + 1] - starts
+        bounds = torch.zeros(len(picked) + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(lengths, 0, out=bounds[1:])
+        if int(bounds[-1]) >= INT32_LIMIT and self.crow.dtype == torch.int32:
+            raise RuntimeError("CSRBatch.__getitem__(): 32-bit integer overflow in nnz")
+        shift = torch.repeat_interleave(starts - bounds[:-1], lengths)
+        entries = shift + torch.arange(len(shift), device=self.device)
+        return CSRBatch._make(
+            bounds.to(self.crow.dtype), self.col[entries], self.values[entries], self.n_cols
+        )
+
+    # ---- moves ---------------------------------------------------------------------------------
+
+    def to(self, *args: Any, **kwargs: Any) -> CSRBatch:
+        """Move to a device and/or cast the values, with the arguments of `torch.Tensor.to`.
+
+        The dtype concerns `values` only. The transposed index moves along.
+
+        Args:
+            *args: a device, a dtype, both, or another tensor whose device and dtype to take.
+            **kwargs: `device`, `dtype`, `non_blocking`, `copy`.
+
+        Returns:
+            This batch if nothing changes, else a new one.
+
+        Example:
+            >>> CSRBatch.from_dense(torch.eye(2)).to(torch.float64).dtype
+            torch.float64
+        """
+        values = self.values.to(*args, **kwargs)
+        index_kwargs = {k: v for k, v in kwargs.items() if k in ("non_blocking", "copy")}
+
+        def move(t: torch.Tensor) -> torch.Tensor:
+            return t.to(values.device, **index_kwargs)
+
+        return self._replace(move, values)
+
+    def pin_memory(self) -> CSRBatch:
+        """Copy into page-locked memory, so that `to("cuda", non_blocking=True)` overlaps."""
+        return self._replace(lambda t: t.pin_memory(), self.values.pin_memory())
+
+    def is_pinned(self) -> bool:
+        """Whether the tensors lie in page-locked memory."""
+        return self.values.is_pinned()
+
+    def _replace(self, move: Any, values: torch.Tensor) -> CSRBatch:
+        parts = [self.crow, self.col, *(self.index or ())]
+        moved = [move(t) for t in parts]
+        if values is self.values and all(a is b for a, b in zip(parts, moved, strict=True)):
+            return self
+        index = TransposedIndex(*moved[2:]) if self.index is not None else None
+        return CSRBatch._make(moved[0], moved[1], values, self.n_cols, index)
+
+    # ---- to other forms ------------------------------------------------------------------------
+
+    def to_torch(self) -> torch.Tensor:
+        """The batch as a `torch.sparse_csr` tensor (B, N), sharing memory where torch does.
+
+        Raises:
+            RuntimeError: a broken row pointer array, unsorted or duplicate columns (torch's rule).
+            IndexError: a column outside [0, N).
+
+        Example:
+            >>> CSRBatch.from_dense(torch.eye(2)).to_torch().layout
+            torch.sparse_csr
+        """
+        self._validate("CSRBatch.to_torch")
+        return torch.sparse_csr_tensor(
+            self.crow, self.col, self.values, self.shape, check_invariants=True
+        )
+
+    def to_scipy(self) -> sp.csr_matrix:
+        """The batch as a scipy `csr_matrix` (B, N) that owns its memory.
+
+        Raises:
+            NotImplementedError: values of a dtype numpy has not, such as bfloat16.
+            RuntimeError: a broken row pointer array.
+            IndexError: a column outside [0, N).
+
+        Example:
+            >>> CSRBatch.from_dense(torch.eye(2)).to_scipy().nnz
+            2
+        """
+        if self.dtype not in (torch.float32, torch.float64):
+            raise NotImplementedError(
+                f"CSRBatch.to_scipy(): not implemented for '{_torch_name(self.dtype)}', "
+                f"cast with .to(torch.float32) first"
+            )
+        self._validate("CSRBatch.to_scipy")
+        parts = [t.detach().cpu().numpy().copy() for t in (self.values, self.col, self.crow)]
+        return sp.csr_matrix((parts[0], parts[1], parts[2]), shape=self.shape)
+
+    def to_dense(self) -> torch.Tensor:
+        """The batch as a dense tensor (B, N); duplicates add up. Differentiable in the values.
+
+        Raises:
+            RuntimeError: a broken row pointer array.
+            IndexError: a column outside [0, N).
+
+        Example:
+            >>> CSRBatch.from_dense(torch.eye(2)).to_dense().tolist()
+            [[1.0, 0.0], [0.0, 1.0]]
+        """
+        self._validate("CSRBatch.to_dense")
+        flat = self.values.new_zeros(self.shape[0] * self.n_cols)
+        position = self.row_ids().long() * self.n_cols + self.col
+        return flat.index_add(0, position, self.values).view(self.shape)
+
+    # ---- the transposed index ------------------------------------------------------------------
+
+    def prepare(self) -> CSRBatch:
+        """Build and keep the transposed index; does nothing when it is there.
+
+        On the CPU this is a counting sort, or a radix sort when N is much larger than nnz. On
+        CUDA it is a stable sort on the device, and counting the touched features synchronises.
+
+        Returns:
+            This batch.
+
+        Raises:
+            RuntimeError: a broken row pointer array.
+            IndexError: a column outside [0, N).
+
+        Example:
+            >>> CSRBatch.from_dense(torch.eye(3)).prepare().index.features.tolist()
+            [0, 1, 2]
+        """
+        if self.index is not None:
+            return self
+        op = "CSRBatch.prepare"
+        if self.device.type != "cpu":
+            self.index = transpose_on_device(op, self.crow, self.col, self.n_cols)
+            return self
+        parts = transpose_arrays(op, self.crow.numpy(), self.col.numpy(), self.n_cols)
+        self.index = TransposedIndex(*(torch.from_numpy(part) for part in parts))
+        return self
+
+    def _validate(self, op: str, columns: bool = True) -> None:
+        """Check the content of `crow` and `col`, naming the first offender."""
+        crow, col = self.crow.cpu().numpy(), self.col
+        check_structure(op, crow, self.nnz)
+        if columns:
+            check_columns(op, col.cpu().numpy(), self.n_cols)
+
+    def _sorted_and_summed(self) -> CSRBatch:
+        row = self.row_ids()
+        in_order = (row[1:] > row[:-1]) | (self.col[1:] > self.col[:-1])
+        if bool(in_order.all()):
+            return self
+        # A key of row * N + column could overflow: sort by column, then stably by row.
+        by_col = torch.sort(self.col, stable=True).indices
+        order = by_col[torch.sort(row[by_col], stable=True).indices]
+        row, col, values = row[order], self.col[order], self.values[order]
+        first = torch.ones_like(row, dtype=torch.bool)
+        first[1:] = (row[1:] != row[:-1]) | (col[1:] != col[:-1])
+        slot = first.cumsum(0) - 1
+        row, col = row[first], col[first]
+        summed = values.new_zeros(len(col)).index_add(0, slot, values)
+        crow = _pointers(row, len(self), self.crow.dtype)
+        return CSRBatch._make(crow, col, summed, self.n_cols)
+
+
+def _check_tensors(
+    crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, shape: Sequence[int]
+) -> None:
+    op = "CSRBatch"
+    for name, t in (("crow", crow), ("col", col), ("values", values)):
+        if not isinstance(t, torch.Tensor):
+            raise TypeError(f"{op}(): expected {name} to be a tensor, but got {type(t).__name__}")
+        if t.layout != torch.strided or t.dim() != 1:
+            raise RuntimeError(
+                f"{op}(): expected {name} to be a dense 1-D tensor, "
+                f"but got shape {tuple(t.shape)} and layout {t.layout}"
+            )
+    if len(shape) != 2 or shape[0] < 0 or shape[1] < 0:
+        raise RuntimeError(f"{op}(): expected shape (B, N), but got {tuple(shape)}")
+    for t in (crow, col):
+        if t.dtype not in _INDEX_DTYPES:
+            raise RuntimeError(
+                f"{op}(): crow_indices and col_indices must be Int or Long, "
+                f"but got {_torch_name(t.dtype)}"
+            )
+    if crow.dtype != col.dtype:
+        raise RuntimeError(
+            f"{op}(): crow_indices and col_indices must have the same dtype, "
+            f"but got {_torch_name(crow.dtype)} and {_torch_name(col.dtype)}"
+        )
+    if crow.shape[0] != shape[0] + 1:
+        raise RuntimeError(
+            f"{op}(): crow_indices.shape[-1] must be equal to the number of rows + 1 "
+            f"(={shape[0] + 1}), but got {crow.shape[0]}"
+        )
+    if values.shape[0] != col.shape[0]:
+        raise RuntimeError(
+            f"{op}(): expected col_indices and values to have the same length, "
+            f"but got {col.shape[0]} and {values.shape[0]}"
+        )
+    if crow.dtype == torch.int32 and (col.shape[0] >= INT32_LIMIT or shape[1] >= INT32_LIMIT):
+        raise RuntimeError(
+            f"{op}(): 32-bit integer overflow in nnz: {col.shape[0]} entries over {shape[1]} "
+            f"columns need int64 indices"
+        )
+    for name, t in (("col", col), ("values", values)):
+        if t.device != crow.device:
+            raise RuntimeError(
+                f"{op}(): expected all tensors to be on the same device, "
+                f"but got crow on {crow.device} and {name} on {t.device}"
+            )
+
+
+def _pointers(row: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """Row pointers (B + 1,) from the ascending row numbers of all entries."""
+    edges = torch.arange(n_rows + 1, dtype=row.dtype, device=row.device)
+    return torch.searchsorted(row.contiguous(), edges).to(dtype)
+
+
+def _row_numbers(rows: Any, n_rows: int, device: torch.device) -> torch.Tensor:
+    if isinstance(rows, slice):
+        return torch.from_numpy(np.arange(*rows.indices(n_rows), dtype=np.int64)).to(device)
+    if isinstance(rows, (int, np.integer)):
+        rows = [rows]
+    picked = torch.as_tensor(rows, device=device)
+    if picked.dtype == torch.bool:
+        if picked.shape != (n_rows,):
+            raise IndexError(
+                f"CSRBatch.__getitem__(): expected a mask of shape ({n_rows},), "
+                f"but got {tuple(picked.shape)}"
+            )
+        return picked.nonzero().flatten()
+    if picked.dim() != 1 or picked.is_floating_point() or picked.is_complex():
+        if picked.numel() or picked.dim() != 1:
+            raise TypeError(
+                f"CSRBatch.__getitem__(): expected row numbers in one dimension, but got "
+                f"shape {tuple(picked.shape)} of {picked.dtype}"
+            )
+    picked = picked.long()
+    outside = (picked < -n_rows) | (picked >= n_rows)
+    if bool(outside.any()):
+        bad = int(picked[outside][0])
+        raise IndexError(
+            f"CSRBatch.__getitem__(): row {bad} is out of range for a batch of {n_rows} rows"
+        )
+    return torch.where(picked < 0, picked + n_rows, picked)
+
+
+# ---- pytree ------------------------------------------------------------------------------------
+
+
+def _flatten(batch: CSRBatch) -> tuple[list[Any], tuple[int, bool]]:
+    leaves: list[Any] = [batch.crow, batch.col, batch.values]
+    if batch.index is not None:
+        leaves.append(batch.index)
+    return leaves, (batch.n_cols, batch.index is not None)
+
+
+def _flatten_with_keys(
+    batch: CSRBatch,
+) -> tuple[list[tuple[pytree.KeyEntry, Any]], tuple[int, bool]]:
+    leaves, context = _flatten(batch)
+    names = ("crow", "col", "values", "index")
+    return [(pytree.GetAttrKey(n), t) for n, t in zip(names, leaves, strict=False)], context
+
+
+def _unflatten(leaves: Iterable[Any], context: tuple[int, bool]) -> CSRBatch:
+    crow, col, values, *index = leaves
+    return CSRBatch._make(crow, col, values, context[0], index[0] if context[1] else None)
+
+
+pytree.register_pytree_node(
+    CSRBatch,
+    _flatten,
+    _unflatten,
+    serialized_type_name="sparsevae_ext.CSRBatch",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+# Plain data: torch.load(weights_only=True) and torch.export.load may read batches back.
+torch.serialization.add_safe_globals([CSRBatch, TransposedIndex])
+
+# torch knows every named tuple, but torch.export.save asks for a name to write; the call is private.
+if hasattr(pytree, "_register_namedtuple"):
+    pytree._register_namedtuple(
+        TransposedIndex, serialized_type_name="sparsevae_ext.TransposedIndex"
+    )

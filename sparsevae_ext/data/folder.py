@@ -1,0 +1,325 @@
+"""A folder of memory-mapped arrays: data sets larger than memory.
+
+`crow.npy`, `col.npy` and `values.npy` hold the matrix, `meta.json` says what they must look like,
+`vocab.json` and `labels.npy` are optional.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .canonical import is_canonical
+from .dataset import CSRDataset
+from .errors import DataFileError
+from .index import INT32_LIMIT, check_structure
+from .store import CSRArrays
+
+__all__ = [
+    "check_arrays",
+    "is_folder",
+    "open_arrays",
+    "open_folder",
+    "verify_folder",
+    "write_folder",
+]
+
+FORMAT = "sparsevae-csr"
+VERSION = 1
+ARRAYS = ("crow", "col", "values")
+_CHUNK_ENTRIES = 1 << 22
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is a folder that says it holds a data set."""
+    return (Path(path) / "meta.json").is_file()
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise DataFileError(folder, "there is no such folder")
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        shape = meta["shape"]
+        fits = (
+            meta["format"] == FORMAT
+            and len(shape) == 2
+            and all(type(n) is int and n >= 0 for n in (*shape, meta["nnz"]))
+            and set(meta["dtype"]) == set(ARRAYS)
+        )
+    except FileNotFoundError as error:
+        raise DataFileError(folder, "it holds no data set (no meta.json)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataFileError(folder, f"meta.json is damaged ({error!r})") from error
+    if not fits:
+        raise DataFileError(folder, f"meta.json does not describe a {FORMAT} data set")
+    if meta["version"] != VERSION:
+        raise DataFileError(folder, f"format version {meta['version']} is not {VERSION}")
+    return dict(meta)
+
+
+def _map_array(folder: Path, name: str, length: int, kinds: tuple[str, ...]) -> NDArray[Any]:
+    path = folder / f"{name}.npy"
+    try:
+        # Read-only: a batch is always a copy, so nobody can write into the data by accident.
+        array = np.load(path, mmap_mode="r" if length else None, allow_pickle=False)
+    except Exception as error:
+        # Whatever a damaged header makes numpy stumble over.
+        raise DataFileError(folder, f"{name}.npy is missing or damaged ({error})") from error
+    if array.shape != (length,):
+        raise DataFileError(
+            folder, f"{name}.npy has shape {array.shape}, but meta.json asks for ({length},)"
+        )
+    if array.dtype.str not in kinds:
+        raise DataFileError(folder, f"{name}.npy has the wrong dtype {array.dtype}")
+    return np.asarray(array)
+
+
+def open_arrays(folder: str | os.PathLike[str]) -> CSRArrays:
+    """Map a folder's arrays; checks sizes, dtypes and all row pointers, reads nothing else.
+
+    Raises:
+        DataFileError: missing, truncated or inconsistent.
+    """
+    folder = Path(folder).absolute()
+    meta = _read_meta(folder)
+    n_rows, n_cols = meta["shape"]
+    crow = _map_array(folder, "crow", n_rows + 1, ("<i4", "<i8"))
+    col = _map_array(folder, "col", meta["nnz"], ("<i4", "<i8"))
+    values = _map_array(folder, "values", meta["nnz"], ("<f4", "<f8"))
+    try:
+        check_structure("crow.npy", crow, len(col))
+    except RuntimeError as error:
+        raise DataFileError(folder, str(error)) from error
+    return CSRArrays(crow, col, values, n_cols, str(folder))
+
+
+def open_folder(
+    folder: str | os.PathLike[str],
+) -> tuple[CSRArrays, list[str] | None, NDArray[Any] | None]:
+    """The arrays, vocabulary and labels of a folder.
+
+    Raises:
+        DataFileError: missing, truncated or inconsistent.
+    """
+    path = Path(folder)
+    arrays = open_arrays(path)
+    vocab: list[str] | None = None
+    labels: NDArray[Any] | None = None
+    try:
+        if (path / "vocab.json").exists():
+            vocab = json.loads((path / "vocab.json").read_text(encoding="utf-8"))
+            if not isinstance(vocab, list) or len(vocab) != arrays.n_cols:
+                raise DataFileError(path, f"vocab.json is no list of {arrays.n_cols} words")
+        if (path / "labels.npy").exists():
+            labels = np.load(path / "labels.npy", allow_pickle=False)
+            if labels.shape != (arrays.n_rows,):
+                raise DataFileError(path, f"labels.npy has shape {labels.shape}")
+    except DataFileError:
+        raise
+    except Exception as error:
+        raise DataFileError(path, f"vocab.json or labels.npy is damaged ({error})") from error
+    return arrays, vocab, labels
+
+
+def _row_chunks(crow: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows of about four million entries each, at least one row."""
+    start, n_rows = 0, len(crow) - 1
+    while start < n_rows:
+        limit = int(crow[start]) + _CHUNK_ENTRIES
+        stop = int(np.searchsorted(crow, limit, side="right")) - 1
+        stop = min(max(stop, start + 1), n_rows, start + _CHUNK_ENTRIES)
+        yield start, stop
+        start = stop
+
+
+def check_arrays(path: str | os.PathLike[str], arrays: CSRArrays, nonnegative: bool = True) -> None:
+    """Look at every entry, in pieces: columns in range and ascending, values finite (and >= 0).
+
+    Raises:
+        DataFileError: naming the row of the first offender.
+    """
+    for start, stop in _row_chunks(arrays.crow):
+        begin, end = int(arrays.crow[start]), int(arrays.crow[stop])
+        crow = np.asarray(arrays.crow[start : stop + 1]) - begin
+        col, values = arrays.col[begin:end], arrays.values[begin:end]
+
+        def fail(bad: NDArray[Any], text: str, crow: NDArray[Any] = crow, at: int = start) -> None:
+            if bad.any():
+                row = at + int(np.searchsorted(crow, int(bad.argmax()), side="right")) - 1
+                raise DataFileError(path, f"row {row} {text}")
+
+        fail((col < 0) | (col >= arrays.n_cols), f"has a column outside [0, {arrays.n_cols})")
+        fail(~np.isfinite(values), "has a value that is NaN or infinite")
+        if nonnegative:
+            fail(values < 0, "has a negative value, but counts are expected")
+        if not is_canonical(crow, col):
+            raise DataFileError(path, f"rows {start} to {stop - 1} hold unsorted columns")
+
+
+def verify_folder(folder: str | os.PathLike[str]) -> None:
+    """Compare every array of a folder with the SHA-256 that was stored when it was written.
+
+    Raises:
+        DataFileError: a file has changed.
+    """
+    path = Path(folder)
+    meta = _read_meta(path)
+    for name in ARRAYS:
+        digest = hashlib.sha256()
+        with open(path / f"{name}.npy", "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        if digest.hexdigest() != meta.get("sha256", {}).get(name):
+            raise DataFileError(path, f"{name}.npy has changed since it was written (sha256)")
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+class _NpyWriter:
+    """Appends blocks to a .npy file of known length and keeps its checksum."""
+
+    def __init__(self, path: Path, length: int, dtype: str) -> None:
+        self.digest = hashlib.sha256()
+        self.dtype = np.dtype(dtype)
+        self._file: BinaryIO = open(path, "wb")
+        np.lib.format.write_array_header_1_0(
+            self, {"descr": dtype, "fortran_order": False, "shape": (length,)}
+        )
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.digest.update(data)
+        self._file.write(data)
+
+    def append(self, block: NDArray[Any]) -> None:
+        self.write(np.ascontiguousarray(block, dtype=self.dtype).data)
+
+    def finish(self) -> str:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self.digest.hexdigest()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_folder(
+    data: Any, folder: str | os.PathLike[str], *, overwrite: bool = False
+) -> CSRDataset:
+    """Write a data set as a folder of memory-mapped arrays, atomically and piece by piece.
+
+    The folder appears complete or not at all: it is filled under another name next to its place
+    and renamed at the end. Memory use does not grow with the data.
+
+    Args:
+        data: a `CSRDataset` (a subset too) or a scipy CSR matrix.
+        folder: where; its parent must exist.
+        overwrite: replace a data set that is there.
+
+    Returns:
+        The data set, opened from the folder.
+
+    Raises:
+        FileExistsError: the place is taken and is no data set, or `overwrite` is False.
+        OSError: the disk is full or not writable; nothing is left behind.
+
+    Example:
+        >>> import scipy.sparse as sp, tempfile
+        >>> with tempfile.TemporaryDirectory() as tmp:
+        ...     write_folder(sp.csr_matrix([[0, 2], [1, 0]]), tmp + "/d").shape
+        (2, 2)
+    """
+    ds = data if isinstance(data, CSRDataset) else CSRDataset(data)
+    place = Path(folder).absolute()
+    if place.exists() and not (overwrite and is_folder(place)):
+        hint = "it is no data set" if overwrite else "pass overwrite=True to replace a data set"
+        raise FileExistsError(f"write_folder(): {place} exists; {hint}")
+    token = secrets.token_hex(4)
+    # mkdir, not tempfile.mkdtemp: the finished folder shall follow the umask like any other.
+    work = place.with_name(f".{place.name}.tmp-{token}")
+    work.mkdir()
+    try:
+        _fill(ds, work)
+        if place.exists():
+            old = place.with_name(f".{place.name}.old-{token}")
+            os.rename(place, old)
+            os.rename(work, place)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(work, place)
+        _sync_folder(place.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return CSRDataset(place)
+
+
+def _fill(ds: CSRDataset, work: Path) -> None:
+    lengths = ds.row_lengths()
+    crow = np.zeros(len(ds) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=crow[1:])
+    nnz = int(crow[-1])
+    dtypes = {
+        "crow": "<i4" if nnz < INT32_LIMIT else "<i8",
+        "col": "<i4" if ds.shape[1] < INT32_LIMIT else "<i8",
+        "values": "<f8" if ds._arrays.values.dtype == np.float64 else "<f4",
+    }
+    sha256: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        writers = {
+            name: _NpyWriter(work / f"{name}.npy", n, dtypes[name])
+            for name, n in (("crow", len(crow)), ("col", nnz), ("values", nnz))
+        }
+        for writer in writers.values():
+            stack.callback(writer.close)
+        for start in range(0, len(crow), _CHUNK_ENTRIES):
+            writers["crow"].append(crow[start : start + _CHUNK_ENTRIES])
+        for start, stop in _row_chunks(crow):
+            batch = ds.rows(slice(start, stop))
+            writers["col"].append(batch.col.numpy())
+            writers["values"].append(batch.values.numpy())
+        sha256 = {name: writer.finish() for name, writer in writers.items()}
+    if ds.vocab is not None:
+        _write_text(work / "vocab.json", json.dumps(ds.vocab, ensure_ascii=False))
+    if ds.labels is not None:
+        np.save(work / "labels.npy", ds.labels, allow_pickle=False)
+    meta = {
+        "format": FORMAT,
+        "version": VERSION,
+        "shape": list(ds.shape),
+        "nnz": nnz,
+        "dtype": dtypes,
+        "sha256": sha256,
+    }
+    _write_text(work / "meta.json", json.dumps(meta, indent=2) + "\n")
+    _sync_folder(work)
+
+
+def _write_text(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
