@@ -18,11 +18,12 @@ def make(n_rows=6, n_cols=33, dtype=torch.float64):
     return dense.to(dtype), CSRBatch.from_dense(dense.to(dtype)).prepare()
 
 
-def test_segment_sum_equals_dense_row_sums():
-    dense, batch = make()
+def test_segment_sum_equals_dense_row_sums(device):
+    dense, batch = (x.to(device) for x in make())
     torch.testing.assert_close(segment_sum(batch.values, batch.crow), dense.sum(1))
     assert segment_sum(batch.values[:0], batch.crow[:1]).shape == (0,)
-    assert segment_sum(batch.values[:0], torch.zeros(4, dtype=torch.int32)).tolist() == [0.0] * 3
+    no_entries = torch.zeros(4, dtype=torch.int32, device=device)
+    assert segment_sum(batch.values[:0], no_entries).tolist() == [0.0] * 3
 
 
 def test_segment_sum_of_16_bit_values_is_exact():
@@ -56,8 +57,8 @@ def test_l2_normalize_refuses_a_damaged_batch(error, crow, col):
         csr_l2_normalize(batch)
 
 
-def test_l2_normalize_equals_dense_normalize():
-    dense, batch = make()
+def test_l2_normalize_equals_dense_normalize(device):
+    dense, batch = (x.to(device) for x in make())
     unit = csr_l2_normalize(batch)
     torch.testing.assert_close(unit.to_dense(), F.normalize(dense, dim=1))
     assert unit.crow is batch.crow

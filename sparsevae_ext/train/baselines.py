@@ -1,0 +1,133 @@
+"""What a model has to beat: recommending the most popular items, and the unigram model of words.
+
+Both go through the same `evaluate` as the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from ..data.batch import CSRBatch
+from ..models.ranking import multinomial_row_nll, top_items
+from .metrics import evaluate
+
+__all__ = ["Popularity", "evaluate_baselines"]
+
+_ROWS_AT_A_TIME = 65536
+
+
+class Popularity:
+    r"""The same answer for everybody, from counts over the training rows.
+
+    It ranks items by the number of training rows they occur in, and gives words the unigram
+    probability of the training rows, with additive smoothing:
+
+    .. math:: p_j = (c_j + \alpha) / (\textstyle\sum_j c_j + \alpha N)
+
+    with :math:`c_j` the total count of word j. Without smoothing one held-out word that was never
+    trained on would make the perplexity infinite; :math:`\alpha = 1` is Laplace's rule.
+
+    Args:
+        train: (rows, N) CSRDataset, CSRBatch or scipy CSR matrix; read a block of rows at a time.
+        smoothing: :math:`\alpha`, > 0.
+
+    Attributes:
+        row_counts: (N,) float64, training rows with the item.
+        log_probs: (N,) float64, log unigram probabilities.
+
+    Raises:
+        ValueError: if `smoothing` is not positive.
+
+    Example:
+        >>> p = Popularity(sp.csr_matrix([[0.0, 5.0, 1.0], [0.0, 0.0, 1.0]]))
+        >>> p.recommend(CSRBatch.from_dense(torch.zeros(1, 3)), 2)[1]
+        tensor([[2, 1]])
+    """
+
+    def __init__(self, train: Any, smoothing: float = 1.0) -> None:
+        if not smoothing > 0:
+            raise ValueError(f"Popularity(): expected smoothing > 0, but got {smoothing}")
+        n_items = train.shape[1]
+        rows, totals = np.zeros(n_items), np.zeros(n_items)
+        for block in _blocks(train):
+            rows += np.bincount(block.indices[block.data != 0], minlength=n_items)
+            totals += np.bincount(block.indices, weights=block.data, minlength=n_items)
+        smoothed = totals + smoothing
+        self.row_counts = torch.from_numpy(rows)
+        self.log_probs = torch.from_numpy(np.log(smoothed / smoothed.sum()))
+
+    def recommend(
+        self, batch: CSRBatch, k: int, exclude_seen: bool = True, chunk_size: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The k most popular items that a row does not have; see `MultVAE.recommend`.
+
+        Args:
+            batch: (B, N).
+            k: how many items, at most N.
+            exclude_seen: leave out the items with a non-zero entry in `batch`.
+            chunk_size: items scored at a time.
+
+        Returns:
+            Numbers of training rows (float64) and items (int64), both (B, k).
+        """
+
+        def chunk(start: int, stop: int) -> Tensor:
+            return self.row_counts[start:stop].repeat(len(batch), 1)
+
+        seen = batch if exclude_seen else None
+        return top_items(chunk, batch.shape, k, seen=seen, chunk_size=chunk_size)
+
+    def row_nll(self, batch: CSRBatch, target: CSRBatch) -> Tensor:
+        """Nats (B,) of the counts in `target` under the unigram model, whatever `batch`."""
+
+        def chunk(start: int, stop: int) -> Tensor:
+            return self.log_probs[start:stop].expand(len(target), -1)
+
+        return multinomial_row_nll(chunk, target)
+
+
+def evaluate_baselines(
+    train: Any,
+    fold_in: Any,
+    held_out: Any,
+    batch_size: int = 500,
+    ks: Sequence[int] = (20, 50, 100),
+) -> dict[str, dict[str, float]]:
+    """Measures both baselines as `evaluate` measures a model.
+
+    Args:
+        train: (rows, N) the training rows.
+        fold_in: as in `evaluate`.
+        held_out: as in `evaluate`.
+        batch_size: rows at a time.
+        ks: as in `evaluate`.
+
+    Returns:
+        "popularity": its Recall@k and NDCG@k; "unigram": its perplexity.
+
+    Example:
+        >>> rows = sp.csr_matrix(np.ones((3, 4)))
+        >>> result = evaluate_baselines(rows, rows, rows, ks=(2,))
+        >>> round(result["unigram"]["perplexity"], 6)
+        4.0
+    """
+    result = evaluate(Popularity(train), fold_in, held_out, batch_size, ks)
+    ranking = {name: value for name, value in result.items() if "@" in name}
+    return {"popularity": ranking, "unigram": {"perplexity": result["perplexity"]}}
+
+
+def _blocks(data: Any) -> Iterator[sp.csr_matrix]:
+    for start in range(0, data.shape[0], _ROWS_AT_A_TIME):
+        stop = min(start + _ROWS_AT_A_TIME, data.shape[0])
+        if hasattr(data, "rows"):
+            yield data.rows(np.arange(start, stop)).to_scipy()
+        elif isinstance(data, CSRBatch):
+            yield data[start:stop].to_scipy()
+        else:
+            yield data[start:stop]
