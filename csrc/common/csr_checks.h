@@ -43,19 +43,23 @@ template <typename index_t>
 int64_t first_out_of_bounds(const index_t* index, int64_t begin, int64_t end, int64_t bound) {
   using unsigned_t = std::make_unsigned_t<index_t>;
   constexpr int64_t kBlock = 1024;
-  // An int32 index cannot reach a bound above its range, and a negative one becomes huge as
-  // unsigned.
-  const auto limit = static_cast<unsigned_t>(
-      bound > static_cast<int64_t>(std::numeric_limits<index_t>::max())
-          ? static_cast<int64_t>(std::numeric_limits<index_t>::max()) + (sizeof(index_t) < 8)
-          : bound);
+  constexpr int kSignBit = sizeof(index_t) * 8 - 1;
+  constexpr int64_t kMax = std::numeric_limits<index_t>::max();
+  // An int32 index cannot reach a bound above its range.
+  const auto last = static_cast<unsigned_t>(bound <= 0 ? -1 : bound - 1 < kMax ? bound - 1 : kMax);
+  // x is in [0, last] exactly when neither x nor last - x has its sign bit set. Unlike an unsigned
+  // comparison, this is a subtraction and two ORs in the vector instructions of any CPU.
+  const auto signs = [last](index_t x) {
+    const auto u = static_cast<unsigned_t>(x);
+    return static_cast<unsigned_t>(u | (last - u));
+  };
   for (int64_t block = begin; block < end; block += kBlock) {
     const int64_t stop = block + kBlock < end ? block + kBlock : end;
-    bool bad = false;
-    for (int64_t i = block; i < stop; ++i) bad |= static_cast<unsigned_t>(index[i]) >= limit;
-    if (!bad) continue;
+    unsigned_t any = 0;
+    for (int64_t i = block; i < stop; ++i) any |= signs(index[i]);
+    if (!(any >> kSignBit)) continue;
     for (int64_t i = block; i < stop; ++i) {
-      if (static_cast<unsigned_t>(index[i]) >= limit) return i;
+      if (signs(index[i]) >> kSignBit) return i;
     }
   }
   return -1;
