@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from . import pytree as _registers_csr_batch  # noqa: F401
 from .batch import CSRBatch
 from .dataset import CSRDataset
 from .errors import DataFileError

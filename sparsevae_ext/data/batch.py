@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-import torch.utils._pytree as pytree
 
 from .canonical import canonical_csr
 from .index import (
@@ -19,15 +18,9 @@ from .index import (
     transpose_arrays,
     transpose_on_device,
 )
+from .parts import check_parts, pointers, row_numbers, torch_name
 
 __all__ = ["CSRBatch"]
-
-_INDEX_DTYPES = (torch.int32, torch.int64)
-
-
-def _torch_name(dtype: torch.dtype) -> str:
-    """The name torch's own error texts use, e.g. Int for torch.int32."""
-    return torch.empty(0, dtype=dtype).type().split(".")[-1].removesuffix("Tensor")
 
 
 class CSRBatch:
@@ -78,7 +71,7 @@ class CSRBatch:
         values: torch.Tensor,
         shape: Sequence[int],
     ) -> None:
-        _check_tensors(crow, col, values, shape)
+        check_parts(crow, col, values, shape)
         self.crow = crow
         self.col = col
         self.values = values
@@ -215,7 +208,7 @@ class CSRBatch:
         small = len(col) < INT32_LIMIT and dense.shape[1] < INT32_LIMIT
         dtype = torch.int32 if small else torch.int64
         return cls._make(
-            _pointers(row, dense.shape[0], dtype), col.to(dtype), dense[row, col], dense.shape[1]
+            pointers(row, dense.shape[0], dtype), col.to(dtype), dense[row, col], dense.shape[1]
         )
 
     # ---- facts ---------------------------------------------------------------------------------
@@ -301,7 +294,7 @@ class CSRBatch:
         Always gives a batch; an int gives one row. Negative numbers count from the end. The
         transposed index is not carried over.
         """
-        picked = _row_numbers(rows, len(self), self.device)
+        picked = row_numbers(rows, len(self), self.device)
         self._validate("CSRBatch.__getitem__", columns=False)
         crow = self.crow.long()
         starts = crow[picked]
@@ -390,7 +383,7 @@ class CSRBatch:
         """
         if self.dtype not in (torch.float32, torch.float64):
             raise NotImplementedError(
-                f"CSRBatch.to_scipy(): not implemented for '{_torch_name(self.dtype)}', "
+                f"CSRBatch.to_scipy(): not implemented for '{torch_name(self.dtype)}', "
                 f"cast with .to(torch.float32) first"
             )
         self._validate("CSRBatch.to_scipy")
@@ -463,130 +456,5 @@ class CSRBatch:
         slot = first.cumsum(0) - 1
         row, col = row[first], col[first]
         summed = values.new_zeros(len(col)).index_add(0, slot, values)
-        crow = _pointers(row, len(self), self.crow.dtype)
+        crow = pointers(row, len(self), self.crow.dtype)
         return CSRBatch._make(crow, col, summed, self.n_cols)
-
-
-def _check_tensors(
-    crow: torch.Tensor, col: torch.Tensor, values: torch.Tensor, shape: Sequence[int]
-) -> None:
-    op = "CSRBatch"
-    for name, t in (("crow", crow), ("col", col), ("values", values)):
-        if not isinstance(t, torch.Tensor):
-            raise TypeError(f"{op}(): expected {name} to be a tensor, but got {type(t).__name__}")
-        if t.layout != torch.strided or t.dim() != 1:
-            raise RuntimeError(
-                f"{op}(): expected {name} to be a dense 1-D tensor, "
-                f"but got shape {tuple(t.shape)} and layout {t.layout}"
-            )
-    if len(shape) != 2 or shape[0] < 0 or shape[1] < 0:
-        raise RuntimeError(f"{op}(): expected shape (B, N), but got {tuple(shape)}")
-    for t in (crow, col):
-        if t.dtype not in _INDEX_DTYPES:
-            raise RuntimeError(
-                f"{op}(): crow_indices and col_indices must be Int or Long, "
-                f"but got {_torch_name(t.dtype)}"
-            )
-    if crow.dtype != col.dtype:
-        raise RuntimeError(
-            f"{op}(): crow_indices and col_indices must have the same dtype, "
-            f"but got {_torch_name(crow.dtype)} and {_torch_name(col.dtype)}"
-        )
-    if crow.shape[0] != shape[0] + 1:
-        raise RuntimeError(
-            f"{op}(): crow_indices.shape[-1] must be equal to the number of rows + 1 "
-            f"(={shape[0] + 1}), but got {crow.shape[0]}"
-        )
-    if values.shape[0] != col.shape[0]:
-        raise RuntimeError(
-            f"{op}(): expected col_indices and values to have the same length, "
-            f"but got {col.shape[0]} and {values.shape[0]}"
-        )
-    if crow.dtype == torch.int32 and (col.shape[0] >= INT32_LIMIT or shape[1] >= INT32_LIMIT):
-        raise RuntimeError(
-            f"{op}(): 32-bit integer overflow in nnz: {col.shape[0]} entries over {shape[1]} "
-            f"columns need int64 indices"
-        )
-    for name, t in (("col", col), ("values", values)):
-        if t.device != crow.device:
-            raise RuntimeError(
-                f"{op}(): expected all tensors to be on the same device, "
-                f"but got crow on {crow.device} and {name} on {t.device}"
-            )
-
-
-def _pointers(row: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """Row pointers (B + 1,) from the ascending row numbers of all entries."""
-    edges = torch.arange(n_rows + 1, dtype=row.dtype, device=row.device)
-    return torch.searchsorted(row.contiguous(), edges).to(dtype)
-
-
-def _row_numbers(rows: Any, n_rows: int, device: torch.device) -> torch.Tensor:
-    if isinstance(rows, slice):
-        return torch.from_numpy(np.arange(*rows.indices(n_rows), dtype=np.int64)).to(device)
-    if isinstance(rows, (int, np.integer)):
-        rows = [rows]
-    picked = torch.as_tensor(rows, device=device)
-    if picked.dtype == torch.bool:
-        if picked.shape != (n_rows,):
-            raise IndexError(
-                f"CSRBatch.__getitem__(): expected a mask of shape ({n_rows},), "
-                f"but got {tuple(picked.shape)}"
-            )
-        return picked.nonzero().flatten()
-    if picked.dim() != 1 or picked.is_floating_point() or picked.is_complex():
-        if picked.numel() or picked.dim() != 1:
-            raise TypeError(
-                f"CSRBatch.__getitem__(): expected row numbers in one dimension, but got "
-                f"shape {tuple(picked.shape)} of {picked.dtype}"
-            )
-    picked = picked.long()
-    outside = (picked < -n_rows) | (picked >= n_rows)
-    if bool(outside.any()):
-        bad = int(picked[outside][0])
-        raise IndexError(
-            f"CSRBatch.__getitem__(): row {bad} is out of range for a batch of {n_rows} rows"
-        )
-    return torch.where(picked < 0, picked + n_rows, picked)
-
-
-# ---- pytree ------------------------------------------------------------------------------------
-
-
-def _flatten(batch: CSRBatch) -> tuple[list[Any], tuple[int, bool]]:
-    leaves: list[Any] = [batch.crow, batch.col, batch.values]
-    if batch.index is not None:
-        leaves.append(batch.index)
-    return leaves, (batch.n_cols, batch.index is not None)
-
-
-def _flatten_with_keys(
-    batch: CSRBatch,
-) -> tuple[list[tuple[pytree.KeyEntry, Any]], tuple[int, bool]]:
-    leaves, context = _flatten(batch)
-    names = ("crow", "col", "values", "index")
-    return [(pytree.GetAttrKey(n), t) for n, t in zip(names, leaves, strict=False)], context
-
-
-def _unflatten(leaves: Iterable[Any], context: tuple[int, bool]) -> CSRBatch:
-    crow, col, values, *index = leaves
-    return CSRBatch._make(crow, col, values, context[0], index[0] if context[1] else None)
-
-
-pytree.register_pytree_node(
-    CSRBatch,
-    _flatten,
-    _unflatten,
-    serialized_type_name="sparsevae_ext.CSRBatch",
-    to_dumpable_context=list,
-    from_dumpable_context=tuple,
-    flatten_with_keys_fn=_flatten_with_keys,
-)
-# Plain data: torch.load(weights_only=True) and torch.export.load may read batches back.
-torch.serialization.add_safe_globals([CSRBatch, TransposedIndex])
-
-# torch knows every named tuple, but torch.export.save asks for a name to write; the call is private.
-if hasattr(pytree, "_register_namedtuple"):
-    pytree._register_namedtuple(
-        TransposedIndex, serialized_type_name="sparsevae_ext.TransposedIndex"
-    )

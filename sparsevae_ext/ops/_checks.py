@@ -7,29 +7,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from ..data.parts import torch_name
+
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-#: Names as torch's own error texts have them.
-_DTYPE_NAMES = {
-    torch.float32: "Float",
-    torch.float64: "Double",
-    torch.float16: "Half",
-    torch.bfloat16: "BFloat16",
-    torch.int64: "Long",
-    torch.int32: "Int",
-    torch.int16: "Short",
-    torch.int8: "Char",
-    torch.uint8: "Byte",
-    torch.bool: "Bool",
-    torch.complex64: "ComplexFloat",
-    torch.complex128: "ComplexDouble",
-    torch.complex32: "ComplexHalf",
-}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The name of a dtype in torch's error texts."""
-    return _DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def check_tensor(op: str, name: str, value: Any) -> None:
@@ -47,7 +27,7 @@ def check_tensor(op: str, name: str, value: Any) -> None:
 def check_floating(op: str, tensor: Tensor) -> None:
     """NotImplementedError unless the op computes in the tensor's dtype."""
     if tensor.dtype not in FLOATING:
-        raise NotImplementedError(f"\"{op}\" not implemented for '{dtype_name(tensor.dtype)}'")
+        raise NotImplementedError(f"\"{op}\" not implemented for '{torch_name(tensor.dtype)}'")
 
 
 def no_double_backward(op: str) -> NoReturn:

@@ -16,7 +16,8 @@ from torch.autograd.function import FunctionCtx
 from .. import _load
 from ..data.batch import CSRBatch
 from ..data.index import TransposedIndex, check_columns, check_structure
-from ._checks import check_floating, check_tensor, dtype_name, no_double_backward
+from ..data.parts import torch_name
+from ._checks import check_floating, check_tensor, no_double_backward
 from ._registry import use_kernel
 from .csr_transpose import csr_transpose
 
@@ -118,7 +119,7 @@ def csr_linear_weight_grad(x: CSRBatch, grad_output: Tensor) -> tuple[Tensor, Te
     if x.dtype != grad_output.dtype:
         raise RuntimeError(
             f"{op}(): values and grad_output must have the same dtype, but got "
-            f"{dtype_name(x.dtype)} and {dtype_name(grad_output.dtype)}"
+            f"{torch_name(x.dtype)} and {torch_name(grad_output.dtype)}"
         )
     index = x.prepare().index
     assert index is not None
@@ -166,7 +167,7 @@ def _check_dtypes(values: Tensor, weight: Tensor, bias: Tensor | None) -> None:
         if tensor is not None and tensor.dtype != weight.dtype:
             raise RuntimeError(
                 f"csr_linear(): {name} and weight must have the same dtype, but got "
-                f"{dtype_name(tensor.dtype)} and {dtype_name(weight.dtype)}"
+                f"{torch_name(tensor.dtype)} and {torch_name(weight.dtype)}"
             )
 
 

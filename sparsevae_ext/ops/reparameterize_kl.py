@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._checks import check_floating, check_tensor, dtype_name
+from ..data.parts import torch_name
+from ._checks import check_floating, check_tensor
 
 __all__ = ["reparameterize_kl", "reparameterize_kl_reference"]
 
@@ -81,5 +82,5 @@ def _check(mu: Tensor, logvar: Tensor, eps: Tensor | None) -> None:
     if logvar.dtype != mu.dtype:
         raise RuntimeError(
             f"{_OP}(): expected mu and logvar to have the same dtype, but got "
-            f"{dtype_name(mu.dtype)} and {dtype_name(logvar.dtype)}"
+            f"{torch_name(mu.dtype)} and {torch_name(logvar.dtype)}"
         )
