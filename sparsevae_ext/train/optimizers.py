@@ -1,0 +1,35 @@
+"""The one place where a training run chooses its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+__all__ = ["OPTIMIZERS", "make_optimizer"]
+
+OPTIMIZERS = ("adam",)
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter],
+    name: str = "adam",
+    *,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """Return the optimizer called `name` over `parameters`.
+
+    Args:
+        parameters: what to train.
+        name: "adam", torch's fused Adam (Kingma and Ba 2015, 1412.6980).
+        lr: learning rate.
+        weight_decay: L2 penalty added to the gradient, as in torch.optim.Adam.
+
+    Raises:
+        ValueError: an unknown name, or a negative lr or weight_decay.
+    """
+    if name == "adam":
+        # Fused: one pass over weight, gradient and both moments where the default makes a dozen.
+        return torch.optim.Adam(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
+    raise ValueError(f"make_optimizer(): expected one of {OPTIMIZERS}, but got {name!r}")

@@ -1,0 +1,87 @@
+"""Results as text for a terminal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["evaluation_report", "recommendation_report", "run_report", "table"]
+
+_LABELS = {
+    "recall@20": "Recall@20",
+    "recall@50": "Recall@50",
+    "ndcg@100": "NDCG@100",
+    "perplexity": "perplexity",
+}
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Align columns: the first to the left, the others to the right."""
+    lines = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    text.insert(1, "-" * len("  ".join("x" * width for width in widths)))
+    return "\n".join(text)
+
+
+def metric_cells(metrics: dict[str, Any]) -> list[str]:
+    """Format the four metrics, "-" where one was not measured."""
+    cells = []
+    for name in _LABELS:
+        value = metrics.get(name)
+        form = ",.1f" if name == "perplexity" else ".4f"
+        cells.append("-" if value is None else format(value, form))
+    return cells
+
+
+def metric_header() -> list[str]:
+    """Names of what `metric_cells` formats."""
+    return list(_LABELS.values())
+
+
+def run_report(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
+    """Text for the end of `sparsevae train`."""
+    facts = result["data"]
+    lines = [
+        f"{result['model']['name']} on {facts['rows']:,} x {facts['columns']:,} "
+        f"({facts['nnz']:,} non-zeros): {result['epochs']} epochs, "
+        f"{result['train_rows_per_s']:,.0f} rows/s"
+        + (f", best epoch {result['best_epoch']}" if result["best_epoch"] else "")
+    ]
+    if "test" in result:
+        rows = [["model", *metric_cells(result["test"])]]
+        rows += [
+            [name, *metric_cells(values)] for name, values in result.get("baselines", {}).items()
+        ]
+        lines += ["", table([f"{result['split']['test']} test rows", *metric_header()], rows), ""]
+    lines.append(f"written to {os.fspath(out)}")
+    return "\n".join(lines)
+
+
+def evaluation_report(result: dict[str, Any]) -> str:
+    """Text of `sparsevae evaluate`."""
+    head = f"{result['checkpoint']} (epoch {result['epoch']})"
+    name = f"{result['n_rows']} {result['rows']} rows of {result['data']}"
+    return f"{head}\n" + table(["", *metric_header()], [[name, *metric_cells(result)]])
+
+
+def recommendation_report(result: list[dict[str, Any]]) -> str:
+    """Text of `sparsevae recommend`: one block per row."""
+    blocks = []
+    for entry in result:
+        names = entry.get("names") or [f"column {item}" for item in entry["items"]]
+        width = max((len(name) for name in names), default=0)
+        lines = [f"row {entry['row']}"]
+        lines += [
+            f"  {place:>3}  {name.ljust(width)}  {score:>8.3f}"
+            for place, (name, score) in enumerate(zip(names, entry["scores"], strict=True), 1)
+        ]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)

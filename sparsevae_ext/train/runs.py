@@ -1,0 +1,405 @@
+"""A run directory: a model, its data, its split and its checkpoints, from settings to metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import data, models
+from ..data import CSRDataset
+from .baselines import evaluate_baselines
+from .checkpoint import CheckpointError, load_checkpoint, write_atomic
+from .fit import fit
+from .history import History
+from .memory import peak_memory_mib
+from .metrics import evaluate, split_fold_in
+from .seed import seed_everything
+from .split import Split, split_rows
+
+__all__ = [
+    "RunSettings",
+    "evaluate_run",
+    "load_run",
+    "recommend_run",
+    "saved_settings",
+    "train_run",
+]
+
+_OURS = ("last.pt", "best.pt", "metrics.json", "history.csv", "training.png", "demo.png")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What defines a run; kept in its checkpoints.
+
+    Args:
+        data: a file or folder `data.read` knows, or "spam".
+        model: a name in `models.REGISTRY`.
+        hidden: width of the hidden layers; None is the model's default.
+        latent: width of the code (mult-vae only).
+        beta: cap of the KL weight (mult-vae only).
+        dropout: probability of dropping a stored input value.
+        epochs, batch_size, lr, weight_decay, anneal_fraction, seed, valid_every: see `fit`.
+        valid_fraction: share of rows for early stopping and the choice of the best epoch.
+        test_fraction: share of rows for the final numbers.
+    """
+
+    data: str
+    model: str = "mult-vae"
+    hidden: int | None = None
+    latent: int = 200
+    beta: float = 0.2
+    dropout: float = 0.5
+    epochs: int = 20
+    batch_size: int = 500
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    anneal_fraction: float = 0.5
+    seed: int = 0
+    valid_every: int = 1
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def model_config(self, n_items: int) -> dict[str, Any]:
+        """The config that `models.build` makes this run's model of."""
+        config: dict[str, Any] = {"name": self.model, "n_items": n_items, "dropout": self.dropout}
+        if self.hidden is not None:
+            config["hidden"] = self.hidden
+        if self.model == "mult-vae":
+            config |= {"latent": self.latent, "beta": self.beta}
+        return config
+
+    def split(self, n_rows: int) -> Split:
+        """The run's rows, by `split_rows`."""
+        return split_rows(n_rows, self.valid_fraction, self.test_fraction, self.seed)
+
+
+def train_run(
+    settings: RunSettings,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "cpu",
+    patience: int | None = None,
+    checkpoint_every: int = 1,
+    stop_after: int | None = None,
+    tensorboard: bool = False,
+    progress: bool | None = None,
+    dataset: CSRDataset | None = None,
+    label: str = "",
+) -> tuple[dict[str, Any], History]:
+    """Train, choose the best epoch, and measure it and the baselines on the test rows.
+
+    Args:
+        settings: what to train on what.
+        out: the run's directory; made if missing.
+        resume: go on from its last.pt.
+        overwrite: remove the run that is there (only the files a run writes).
+        device: see `fit`, like the following.
+        patience: validations without a better NDCG@100.
+        checkpoint_every: epochs between writes of last.pt.
+        stop_after: epochs of this call.
+        tensorboard: write events.
+        progress: True, False, or None for a bar only on a terminal.
+        dataset: the data of `settings.data`, where it is in memory already.
+        label: kept in the checkpoints' config; tells what kind of run it is.
+
+    Returns:
+        The contents of out/metrics.json, and the history.
+
+    Raises:
+        ValueError: a bad setting, or a run in `out` and neither resume nor overwrite.
+        DataFileError, CheckpointError, NonFiniteLossError, Interrupted: see `data.read` and `fit`.
+    """
+    out = Path(out)
+    present = _refuse_existing(out, resume or overwrite)
+    ds = dataset if dataset is not None else data.read(settings.data)
+    facts = {"rows": ds.shape[0], "columns": ds.shape[1], "nnz": int(ds.nnz)}
+    if resume:
+        _refuse_other_data(out, settings, facts)
+    parts = settings.split(len(ds))
+    train, valid, test = (ds.subset(rows) for rows in parts)
+    # The initial weights are part of the run: they come from its seed.
+    seed_everything(settings.seed)
+    model = models.build(settings.model_config(ds.shape[1]))
+    config = {
+        "label": label,
+        "settings": asdict(settings),
+        "model": model.config(),
+        "data": facts,
+    }
+    if not resume:
+        # Only now: a mistake in the options or the data must not cost the run that was there.
+        for name in present:
+            (out / name).unlink()
+    history = fit(
+        model,
+        train,
+        valid=valid,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        anneal_fraction=settings.anneal_fraction,
+        seed=settings.seed,
+        valid_every=settings.valid_every,
+        device=device,
+        patience=patience,
+        out=out,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        stop_after=stop_after,
+        config=config,
+        tensorboard=tensorboard,
+        progress=progress,
+    )
+    result: dict[str, Any] = {
+        **config,
+        "split": {name: len(rows) for name, rows in parts._asdict().items()},
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "epochs": len(history),
+        "stopped": history.stopped,
+        "best_epoch": history.best_epoch,
+        "best_valid_ndcg@100": history.best_metric,
+        "train_rows_per_s": _median([float(row["rows_per_s"]) for row in history.rows]),
+        "peak_memory_mib": peak_memory_mib(),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+    }
+    if len(test):
+        fold_in, held_out = split_fold_in(test, seed=settings.seed)
+        result["test"] = _evaluate(model, fold_in, held_out, settings.batch_size)
+        result["baselines"] = evaluate_baselines(train, fold_in, held_out)
+    write_metrics(out / "metrics.json", result)
+    return result, history
+
+
+def evaluate_run(
+    run: str | os.PathLike[str],
+    data_path: str | None = None,
+    rows: str = "auto",
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Measure a run's best epoch by strong generalisation.
+
+    Args:
+        run: a run's directory (best.pt, else last.pt) or one checkpoint file.
+        data_path: other data with the same columns; None is what the run was trained on.
+        rows: "test", "valid" or "train" rows of the run's own split, "all" rows, or "auto":
+            test rows of the run's own data, all rows of other data.
+        device: where to compute.
+
+    Returns:
+        recall@20, recall@50, ndcg@100 and perplexity, with what was measured on what.
+
+    Raises:
+        ValueError: data of another width, or no such rows.
+        CheckpointError, DataFileError: a file cannot be read.
+    """
+    model, saved, path = load_run(run, device)
+    settings = RunSettings(**saved["config"]["settings"])
+    facts = saved["config"]["data"]
+    ds = data.read(data_path if data_path is not None else settings.data, n_cols=facts["columns"])
+    _check_width(ds, facts["columns"], data_path or settings.data)
+    own = (len(ds), int(ds.nnz)) == (facts["rows"], facts["nnz"])
+    if rows == "auto":
+        rows = "test" if own else "all"
+    if rows != "all":
+        if not own:
+            raise ValueError(
+                f"the {rows} rows are known only for the run's own data, "
+                f"{facts['rows']} rows with {facts['nnz']} non-zeros; use rows all"
+            )
+        ds = ds.subset(getattr(settings.split(len(ds)), rows))
+    if len(ds) == 0:
+        raise ValueError(f"there are no {rows} rows to evaluate")
+    fold_in, held_out = split_fold_in(ds, seed=settings.seed)
+    return {
+        "checkpoint": str(path),
+        "epoch": saved["epoch"],
+        "data": data_path if data_path is not None else settings.data,
+        "rows": rows,
+        "n_rows": len(ds),
+        **_evaluate(model, fold_in, held_out, settings.batch_size),
+    }
+
+
+def recommend_run(
+    run: str | os.PathLike[str],
+    rows: Sequence[int],
+    data_path: str | None = None,
+    k: int = 10,
+    include_seen: bool = False,
+    device: str = "cpu",
+) -> list[dict[str, Any]]:
+    """Recommend the `k` best columns for some rows of a data set.
+
+    Args:
+        run: a run's directory or checkpoint file.
+        rows: row numbers.
+        data_path: data with the run's columns; None is what the run was trained on.
+        k: how many columns.
+        include_seen: also recommend what a row has already.
+        device: where to compute.
+
+    Returns:
+        One dict per row: row, items (column numbers, best first), scores (logits), and names
+        where the data has a vocabulary.
+
+    Raises:
+        ValueError: a row or `k` out of range, or data of another width.
+        CheckpointError, DataFileError: a file cannot be read.
+    """
+    model, saved, _ = load_run(run, device)
+    path = data_path if data_path is not None else saved["config"]["settings"]["data"]
+    columns = saved["config"]["data"]["columns"]
+    ds = data.read(path, n_cols=columns)
+    _check_width(ds, columns, path)
+    for row in rows:
+        if not 0 <= row < len(ds):
+            raise ValueError(f"row {row} is out of range: {path} has rows 0 to {len(ds) - 1}")
+    if not 1 <= k <= ds.shape[1]:
+        raise ValueError(f"expected 1 <= k <= {ds.shape[1]} (the number of columns), got {k}")
+    model.eval()
+    with torch.no_grad():
+        scores, items = model.recommend(
+            ds.rows(list(rows)).to(device), k, exclude_seen=not include_seen
+        )
+    result = []
+    for row, row_scores, row_items in zip(rows, scores.tolist(), items.tolist(), strict=True):
+        # A row that has nearly every column leaves fewer than k to recommend.
+        kept = [(i, s) for i, s in zip(row_items, row_scores, strict=True) if s > float("-inf")]
+        entry: dict[str, Any] = {
+            "row": int(row),
+            "items": [item for item, _ in kept],
+            "scores": [score for _, score in kept],
+        }
+        if ds.vocab is not None:
+            entry["names"] = [str(ds.vocab[item]) for item, _ in kept]
+        result.append(entry)
+    return result
+
+
+def load_run(
+    run: str | os.PathLike[str], device: str | torch.device = "cpu"
+) -> tuple[Any, dict[str, Any], Path]:
+    """Build a run's model with its saved weights.
+
+    Args:
+        run: a run's directory (best.pt, else last.pt) or one checkpoint file.
+        device: where the model goes.
+
+    Returns:
+        The model in evaluation mode, the checkpoint's contents, and the checkpoint's path.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
+    """
+    path = Path(run)
+    if path.is_dir():
+        best = path / "best.pt"
+        path = best if best.exists() else path / "last.pt"
+    saved = _load(path)
+    try:
+        model = models.build(saved["config"]["model"])
+        model.load_state_dict(saved["model"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} holds no model of this version: {reason}") from error
+    return model.to(device).eval(), saved, path
+
+
+def saved_settings(out: str | os.PathLike[str]) -> RunSettings:
+    """The settings kept in a run's last.pt, for resuming it; raises CheckpointError."""
+    path = Path(out) / "last.pt"
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist: there is no run to resume")
+    kept = _load(path)["config"].get("settings")
+    if kept is None:
+        raise CheckpointError(f"{path} was not written by `sparsevae train`")
+    known = {field.name for field in fields(RunSettings)}
+    return RunSettings(**{name: value for name, value in kept.items() if name in known})
+
+
+def write_metrics(path: str | os.PathLike[str], metrics: dict[str, Any]) -> None:
+    """Write numbers as strict JSON (NaN and infinities become null), atomically."""
+    text = json.dumps(_finite(metrics), indent=2, allow_nan=False)
+    try:
+        write_atomic(path, text + "\n")
+    except OSError as error:
+        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
+        return None
+    return value
+
+
+def _evaluate(model: Any, fold_in: Any, held_out: Any, batch_size: int) -> dict[str, float]:
+    model.eval()
+    with torch.no_grad():
+        metrics = evaluate(model, fold_in, held_out, batch_size=batch_size)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _refuse_existing(out: Path, allowed: bool) -> list[str]:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; a run needs a directory")
+    present = [name for name in _OURS if (out / name).exists()]
+    if present and not allowed:
+        raise ValueError(
+            f"{out} already holds a run ({present[0]}); give --resume to go on with it, "
+            "--overwrite to replace it, or another --out"
+        )
+    return present
+
+
+def _refuse_other_data(out: Path, settings: RunSettings, facts: dict[str, int]) -> None:
+    before = _load(out / "last.pt")["config"].get("data")
+    if before != facts:
+        raise ValueError(
+            f"{settings.data} is not the data {out} was trained on: expected {before}, "
+            f"but got {facts}"
+        )
+
+
+def _check_width(ds: CSRDataset, columns: int, path: str) -> None:
+    if ds.shape[1] != columns:
+        raise ValueError(
+            f"{path} has {ds.shape[1]} columns, but the model was trained on {columns}"
+        )
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return load_checkpoint(path)
+    except CheckpointError as error:
+        other = path.with_name("last.pt" if path.name == "best.pt" else "best.pt")
+        try:
+            epoch = load_checkpoint(other)["epoch"] if other != path else None
+        except (CheckpointError, KeyError):
+            epoch = None
+        if epoch is None:
+            raise
+        hint = f"; {other} (epoch {epoch}) is intact"
+        if path.name == "last.pt":
+            hint += f", copy it to {path} to go on from there"
+        raise CheckpointError(f"{error}{hint}") from error
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else 0.0
