@@ -194,13 +194,14 @@ def build(root: Path, target: Path, build_root: Path) -> None:
         torch_dir / "include",
         sysconfig.get_paths()["include"],
         pybind11.get_include(),
-        work,
     ]
     cxx_flags = [
         "-O3 -g1 -std=c++20 -fPIC -fvisibility=hidden -ffp-contract=off",
         "-Wall -Wextra -Wno-unused-parameter -Wno-missing-field-initializers",
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         *(f"-isystem {ninja_path(path)}" for path in includes),
+        # Not a system folder: the build facts in it are a dependency that ninja must see.
+        f"-I{ninja_path(work)}",
         os.environ.get("SPARSEVAE_EXT_CXXFLAGS", ""),
     ]
     libs = [f"-L{ninja_path(torch_dir / 'lib')}", "-ltorch_cpu", "-lc10"]

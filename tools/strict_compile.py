@@ -19,6 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from extension_build import find_nvcc  # noqa: E402
+
 DEFAULT_ARCHS = ("80", "90", "100")
 
 
@@ -31,14 +35,6 @@ class Kernel:
     registers: int
     spilled_bytes: int
     shared_bytes: int
-
-
-def find_nvcc() -> str | None:
-    """The nvcc of CUDA_HOME if that is set, else the one on PATH."""
-    home = os.environ.get("CUDA_HOME")
-    if home and (Path(home) / "bin" / "nvcc").is_file():
-        return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
 
 
 def command(nvcc: str, source: Path, target: Path, archs: tuple[str, ...]) -> list[str]:
@@ -132,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     archs = tuple(args.archs.split(","))
     failed = False
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
-        results = pool.map(lambda s: compile_one(nvcc, s, Path(folder), archs), sources)
+        results = pool.map(lambda s: compile_one(str(nvcc), s, Path(folder), archs), sources)
         for source, (status, log) in zip(sources, results, strict=True):
             print(f"{source.name}: {'ok' if status == 0 else 'FAILED'}")
             if status != 0:

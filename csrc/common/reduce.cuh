@@ -1,4 +1,5 @@
-// Warp-wide sums in a fixed order, and the search for the segment that holds a position.
+// Warp-wide sums in a fixed order; the segments of a row pointer array, checked, and the search in
+// them.
 #pragma once
 
 #include "launch.cuh"
@@ -44,6 +45,24 @@ __device__ __forceinline__ int64_t find_segment(const I* ptr, int64_t segments, 
     high = high < low + step ? high : low + step;
   }
   return low;
+}
+
+struct Segment {
+  int64_t begin;
+  int64_t end;
+};
+
+// Segment s of ptr. Every pointer that a kernel uses passes through here, so that no entry outside
+// the arrays is ever read.
+template <typename I>
+__device__ __forceinline__ Segment load_segment(const I* ptr, int64_t segments, int64_t entries,
+                                                int64_t s) {
+  const Segment segment{static_cast<int64_t>(ptr[s]), static_cast<int64_t>(ptr[s + 1])};
+  SPARSEVAE_KERNEL_ASSERT(segment.begin >= 0 && segment.begin <= segment.end &&
+                              segment.end <= entries && (s > 0 || segment.begin == 0) &&
+                              (s < segments - 1 || segment.end == entries),
+                          "csr_linear: row pointers do not rise from 0 to the number of entries");
+  return segment;
 }
 
 }  // namespace sparsevae::cuda
