@@ -22,7 +22,10 @@
 namespace sparsevae {
 namespace {
 
-using torch::stable::contiguous;
+// Asks before it calls: a trip through the dispatcher costs a microsecond, and there are several.
+Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
 
 // Bookkeeping of a segment, in units of one entry's work.
 constexpr int64_t kSegmentOverhead = 4;
@@ -119,19 +122,24 @@ void sum_part(const SegmentSum<scalar_t, index_t>& args, int64_t n, const Shares
     loops<scalar_t, index_t>().segment_sum(args, begin, end, 0, args.width);
 }
 
-// The weight with each feature's numbers contiguous: (N, H). A copy only if it does not lie like
-// that.
+// A tensor whose memory holds the weight with each feature's numbers contiguous, (N, H). A copy
+// only if it does not lie like that.
 Tensor feature_rows(const Tensor& weight) {
-  return contiguous(torch::stable::transpose(weight, 0, 1));
+  const int64_t width = weight.size(0), n_features = weight.size(1);
+  const bool in_place =
+      (width == 1 || weight.stride(0) == 1) && (n_features == 1 || weight.stride(1) == width);
+  return in_place ? weight : torch::stable::contiguous(torch::stable::transpose(weight, 0, 1));
 }
 
 Tensor csr_linear(const Tensor& crow_in, const Tensor& col_in, const Tensor& values_in,
                   const Tensor& weight, const std::optional<Tensor>& bias_in) {
   const char* op = "csr_linear";
   check_csr_linear(crow_in, col_in, values_in, weight, bias_in);
-  const Tensor crow = contiguous(crow_in), col = contiguous(col_in), values = contiguous(values_in);
+  const Tensor crow = as_contiguous(crow_in), col = as_contiguous(col_in),
+               values = as_contiguous(values_in);
   const Tensor rows = feature_rows(weight);
-  const std::optional<Tensor> bias = bias_in ? std::optional(contiguous(*bias_in)) : std::nullopt;
+  const std::optional<Tensor> bias =
+      bias_in ? std::optional(as_contiguous(*bias_in)) : std::nullopt;
   const int64_t n_rows = crow.numel() - 1, nnz = col.numel();
   const int64_t n_features = weight.size(1), width = weight.size(0);
   Tensor out = torch::stable::new_empty(values, {n_rows, width});
@@ -149,7 +157,8 @@ Tensor csr_linear(const Tensor& crow_in, const Tensor& col_in, const Tensor& val
                                              bias ? data<scalar_t>(*bias) : nullptr,
                                              static_cast<scalar_t*>(out.data_ptr()),
                                              nullptr,
-                                             width};
+                                             width,
+                                             n_features};
     const Shares shares = share(ptr, n_rows, width);
     // Each thread checks the entries it is about to follow, and skips its work when one is bad. The
     // smallest bad position is the same whoever found it.
@@ -207,10 +216,10 @@ Tensor csr_linear_weight_grad(const Tensor& features_in, const Tensor& ptr_in, c
   const char* op = "csr_linear_weight_grad";
   check_csr_linear_weight_grad(features_in, ptr_in, row_in, perm_in, values_in, grad_in,
                                in_features);
-  const Tensor features = contiguous(features_in), ptr = contiguous(ptr_in),
-               row = contiguous(row_in);
-  const Tensor perm = contiguous(perm_in), values = contiguous(values_in),
-               grad = contiguous(grad_in);
+  const Tensor features = as_contiguous(features_in), ptr = as_contiguous(ptr_in),
+               row = as_contiguous(row_in);
+  const Tensor perm = as_contiguous(perm_in), values = as_contiguous(values_in),
+               grad = as_contiguous(grad_in);
   const int64_t slots = features.numel(), width = grad.size(1);
   Tensor out = torch::stable::new_empty(values, {in_features, width});
   advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
@@ -271,8 +280,9 @@ Tensor csr_linear_weight_grad_rows(const Tensor& ptr_in, const Tensor& row_in,
                                    const Tensor& grad_in) {
   const char* op = "csr_linear_weight_grad_rows";
   check_transposed_layout(op, ptr_in, row_in, perm_in, values_in, grad_in);
-  const Tensor ptr = contiguous(ptr_in), row = contiguous(row_in), perm = contiguous(perm_in);
-  const Tensor values = contiguous(values_in), grad = contiguous(grad_in);
+  const Tensor ptr = as_contiguous(ptr_in), row = as_contiguous(row_in),
+               perm = as_contiguous(perm_in);
+  const Tensor values = as_contiguous(values_in), grad = as_contiguous(grad_in);
   const int64_t slots = ptr.numel() - 1, width = grad.size(1);
   Tensor out = torch::stable::new_empty(values, {slots, width});
   advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
@@ -289,7 +299,8 @@ Tensor csr_linear_weight_grad_rows(const Tensor& ptr_in, const Tensor& row_in,
                                              nullptr,
                                              static_cast<scalar_t*>(out.data_ptr()),
                                              nullptr,
-                                             width};
+                                             width,
+                                             grad.size(0)};
     const Shares shares = share(args.ptr, slots, width);
     parallel_parts(shares.parts, [&](int64_t part) { sum_part(args, slots, shares, part); });
   });
@@ -300,7 +311,8 @@ Tensor csr_linear_values_grad(const Tensor& crow_in, const Tensor& col_in, const
                               const Tensor& grad_in) {
   const char* op = "csr_linear_values_grad";
   check_csr_linear_values_grad(crow_in, col_in, weight, grad_in);
-  const Tensor crow = contiguous(crow_in), col = contiguous(col_in), grad = contiguous(grad_in);
+  const Tensor crow = as_contiguous(crow_in), col = as_contiguous(col_in),
+               grad = as_contiguous(grad_in);
   const Tensor rows = feature_rows(weight);
   const int64_t n_rows = crow.numel() - 1, nnz = col.numel(), width = weight.size(0);
   Tensor out = torch::stable::new_empty(grad, {nnz});

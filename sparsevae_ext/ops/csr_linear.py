@@ -17,7 +17,7 @@ from .. import _load
 from ..data.batch import CSRBatch
 from ..data.index import TransposedIndex, check_columns, check_structure
 from ..data.parts import torch_name
-from ._checks import check_floating, check_tensor, no_double_backward
+from ._checks import check_floating, check_tensor, no_derivative_wanted, no_double_backward
 from ._registry import use_kernel
 from .csr_transpose import csr_transpose
 
@@ -72,11 +72,13 @@ def csr_linear(x: CSRBatch, weight: Tensor, bias: Tensor | None = None) -> Tenso
         values = values.to(weight.dtype)
         bias = None if bias is None else bias.to(weight.dtype)
     _check_dtypes(values, weight, bias)
-    if use_kernel("csr_linear", weight):
+    if not use_kernel("csr_linear", weight):
+        out = csr_linear_reference(x.with_values(values), weight, bias)
+    elif no_derivative_wanted(values, weight, bias):
+        out = torch.ops.sparsevae_ext.csr_linear.default(x.crow, x.col, values, weight, bias)
+    else:
         index = x.index if x.index is not None else (None, None, None, None)
         out = _CSRLinear.apply(x.crow, x.col, values, weight, bias, *index)
-    else:
-        out = csr_linear_reference(x.with_values(values), weight, bias)
     return out if out_dtype is None else out.to(out_dtype)
 
 
@@ -124,7 +126,7 @@ def csr_linear_weight_grad(x: CSRBatch, grad_output: Tensor) -> tuple[Tensor, Te
     index = x.prepare().index
     assert index is not None
     if use_kernel("csr_linear_weight_grad_rows", grad_output):
-        grad = torch.ops.sparsevae_ext.csr_linear_weight_grad_rows(
+        grad = torch.ops.sparsevae_ext.csr_linear_weight_grad_rows.default(
             index.ptr, index.row, index.perm, x.values, grad_output
         )
     else:
@@ -146,20 +148,22 @@ def _check_arguments(x: Any, weight: Any, bias: Any) -> None:
         raise RuntimeError(
             f"{op}(): expected weight of shape (*, {x.n_cols}), but got {tuple(weight.shape)}"
         )
-    named = {"crow_indices": x.crow, "col_indices": x.col, "values": x.values, "weight": weight}
+    _check_device("values", x.values, weight)  # crow and col are where the values are
     if bias is not None:
         check_tensor(op, "bias", bias)
         if bias.shape != weight.shape[:1]:
             raise RuntimeError(
                 f"{op}(): expected bias of shape ({weight.shape[0]},), but got {tuple(bias.shape)}"
             )
-        named["bias"] = bias
-    for name, tensor in named.items():
-        if tensor.device != weight.device:
-            raise RuntimeError(
-                f"{op}(): expected all tensors to be on the same device, but got {name} on "
-                f"{tensor.device} and weight on {weight.device}"
-            )
+        _check_device("bias", bias, weight)
+
+
+def _check_device(name: str, tensor: Tensor, weight: Tensor) -> None:
+    if tensor.device != weight.device:
+        raise RuntimeError(
+            f"csr_linear(): expected all tensors to be on the same device, but got {name} on "
+            f"{tensor.device} and weight on {weight.device}"
+        )
 
 
 def _check_dtypes(values: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -196,7 +200,7 @@ class _CSRLinear(torch.autograd.Function):
         row: Tensor | None,
         perm: Tensor | None,
     ) -> Tensor:
-        return torch.ops.sparsevae_ext.csr_linear(crow, col, values, weight, bias)
+        return torch.ops.sparsevae_ext.csr_linear.default(crow, col, values, weight, bias)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -255,7 +259,7 @@ class _WeightGrad(torch.autograd.Function):
         grad: Tensor,
         in_features: int,
     ) -> Tensor:
-        return torch.ops.sparsevae_ext.csr_linear_weight_grad(
+        return torch.ops.sparsevae_ext.csr_linear_weight_grad.default(
             features, ptr, row, perm, values, grad, in_features
         )
 
@@ -282,7 +286,7 @@ class _ValuesGrad(torch.autograd.Function):
 
     @staticmethod
     def forward(crow: Tensor, col: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-        return torch.ops.sparsevae_ext.csr_linear_values_grad(crow, col, weight, grad)
+        return torch.ops.sparsevae_ext.csr_linear_values_grad.default(crow, col, weight, grad)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -392,10 +396,12 @@ if _load.C is not None:
         if grad is not None:
             ops = torch.ops.sparsevae_ext
             if ctx.needs_input_grad[2]:
-                grad_values = ops.csr_linear_values_grad(crow, col, weight, grad)
+                grad_values = ops.csr_linear_values_grad.default(crow, col, weight, grad)
             if ctx.needs_input_grad[3]:
                 index = csr_transpose(crow, col, ctx.in_features)[:4]
-                grad_weight = ops.csr_linear_weight_grad(*index, values, grad, ctx.in_features).t()
+                grad_weight = ops.csr_linear_weight_grad.default(
+                    *index, values, grad, ctx.in_features
+                ).t()
             if ctx.needs_input_grad[4]:
                 grad_bias = grad.sum(0)
         return None, None, grad_values, grad_weight, grad_bias

@@ -37,7 +37,7 @@ def csr_transpose(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """features, ptr, row, perm (padded to nnz slots) and the number of used slots, on the device."""
     if use_kernel("csr_transpose", col):
-        return torch.ops.sparsevae_ext.csr_transpose(crow, col, n_features)
+        return torch.ops.sparsevae_ext.csr_transpose.default(crow, col, n_features)
     return csr_transpose_reference(crow, col, n_features)
 
 

@@ -22,6 +22,7 @@ struct SegmentSum {
   scalar_t* out;                // (n_out, width), contiguous
   const index_t* out_row;       // row of out of each segment, or nullptr: segment s is row s
   int64_t width;
+  int64_t n_source;  // rows of source
 };
 
 template <typename scalar_t, typename index_t>

@@ -2,6 +2,9 @@
 // defined.
 #pragma once
 
+#include <cstdlib>
+#include <type_traits>
+
 #include "../../common/simd.h"
 #include "csr_linear_isa.h"
 
@@ -11,17 +14,10 @@ namespace sparsevae::SPARSEVAE_ISA {
 // first lines. So they are asked for this many cache lines ahead: enough to cover the latency of
 // the next cache, few enough to be still there when they are needed.
 #ifndef SPARSEVAE_LINES_AHEAD
-#define SPARSEVAE_LINES_AHEAD 96
+#define SPARSEVAE_LINES_AHEAD 128
 #endif
 constexpr int64_t kLinesAhead = SPARSEVAE_LINES_AHEAD;
 constexpr int64_t kLineBytes = 64;
-
-template <typename scalar_t>
-inline void prefetch_row(const scalar_t* row, int64_t count) {
-  const char* address = reinterpret_cast<const char*>(row);
-  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(scalar_t)); byte += kLineBytes)
-    __builtin_prefetch(address + byte, 0, 3);
-}
 
 // Where the work goes on after a slab: at entry `entry` and column `column`, up to entry `stop`.
 struct Next {
@@ -30,51 +26,53 @@ struct Next {
   int64_t column;
 };
 
-// One segment, kVectors vectors of columns held in registers through the whole run.
+// Pairs [e, last) into kVectors vectors of columns, held in registers through the whole run;
+// `start` and `to` point at the columns themselves, and may be the same.
 template <int kVectors, typename scalar_t, typename index_t>
-inline void sum_slab(const SegmentSum<scalar_t, index_t>& a, int64_t segment, int64_t row,
-                     int64_t column, const Next& next) {
+inline void sum_run(const SegmentSum<scalar_t, index_t>& a, int64_t e, int64_t last, int64_t column,
+                    const scalar_t* start, scalar_t* to, const Next& next) {
   using S = Simd<scalar_t>;
   constexpr int64_t kColumns = kVectors * S::kWidth;
   constexpr int64_t kLines = (kColumns * sizeof(scalar_t) + kLineBytes - 1) / kLineBytes;
-  constexpr int64_t kAhead =
-      kLinesAhead / kLines < 3 ? 3 : (kLinesAhead / kLines > 16 ? 16 : kLinesAhead / kLines);
+  constexpr int64_t kFits = kLinesAhead / kLines;
+  constexpr int64_t kAhead = kFits < 3 ? 3 : (kFits > 16 ? 16 : kFits);
+  constexpr int64_t kVectorBytes = S::kWidth * sizeof(scalar_t);
   typename S::vec_t acc[kVectors];
   // Left alone, the compiler unrolls at most 16 times and keeps larger arrays in memory.
 #pragma GCC unroll 24
-  for (int v = 0; v < kVectors; ++v)
-    acc[v] = a.start ? S::load(a.start + column + v * S::kWidth) : S::zero();
-  const int64_t last = a.ptr[segment + 1];
+  for (int v = 0; v < kVectors; ++v) acc[v] = start ? S::load(start + v * S::kWidth) : S::zero();
+  // One entry; `ahead` is the row to ask for. The requests are spread among the multiplications: in
+  // a burst they would fill the miss buffers and hold the loads up.
   const scalar_t* source = a.source + column;
-  const auto add = [&](int64_t e) {
-    const auto coefficient = S::set1(to_acc(a.coefficient[e]));
-    const scalar_t* from = source + static_cast<int64_t>(a.index[e]) * a.width;
+  const auto add = [&](int64_t entry, const scalar_t* ahead) {
+    const auto coefficient = S::set1(to_acc(a.coefficient[entry]));
+    const scalar_t* from = source + static_cast<int64_t>(a.index[entry]) * a.width;
 #pragma GCC unroll 24
-    for (int v = 0; v < kVectors; ++v)
+    for (int v = 0; v < kVectors; ++v) {
       acc[v] = S::fmadd(coefficient, S::load(from + v * S::kWidth), acc[v]);
+      if (v * kVectorBytes % kLineBytes < kVectorBytes)
+        __builtin_prefetch(ahead + v * S::kWidth, 0, 3);
+    }
   };
-  int64_t e = a.ptr[segment];
-  for (; e < last - kAhead; ++e) {
-    prefetch_row(source + static_cast<int64_t>(a.index[e + kAhead]) * a.width, kColumns);
-    add(e);
-  }
+  for (; e < last - kAhead; ++e)
+    add(e, source + static_cast<int64_t>(a.index[e + kAhead]) * a.width);
   for (int64_t p = next.entry + (e + kAhead - last); e < last; ++e, ++p) {
-    if (p < next.stop)
-      prefetch_row(a.source + next.column + static_cast<int64_t>(a.index[p]) * a.width, kColumns);
-    add(e);
+    const bool more = p < next.stop;  // else the row at hand, which costs nothing
+    add(e, a.source + (more ? next.column : column) +
+               static_cast<int64_t>(a.index[more ? p : e]) * a.width);
   }
-  scalar_t* to = a.out + row * a.width + column;
 #pragma GCC unroll 24
   for (int v = 0; v < kVectors; ++v) S::store(to + v * S::kWidth, acc[v]);
 }
 
 template <typename scalar_t, typename index_t>
-inline void sum_slab_of(int vectors, const SegmentSum<scalar_t, index_t>& a, int64_t segment,
-                        int64_t row, int64_t column, const Next& next) {
+inline void sum_run_of(int vectors, const SegmentSum<scalar_t, index_t>& a, int64_t first,
+                       int64_t last, int64_t column, const scalar_t* start, scalar_t* to,
+                       const Next& next) {
   switch (vectors) {
 #define SPARSEVAE_SLAB(n) \
   case n:                 \
-    return sum_slab<n>(a, segment, row, column, next);
+    return sum_run<n>(a, first, last, column, start, to, next);
     SPARSEVAE_SLAB(1)
     SPARSEVAE_SLAB(2)
     SPARSEVAE_SLAB(3)
@@ -108,20 +106,88 @@ inline void sum_columns(const SegmentSum<scalar_t, index_t>& a, int64_t segment,
   for (int64_t j = 0; j < n; ++j) from_acc(acc[j], a.out[row * a.width + begin + j]);
 }
 
-// The largest compiled slab of at most `most` vectors, and the smallest of at least `least`.
-constexpr int kSlabs[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 19, 22, 24};
-
-inline int slab_up_to(int64_t most) {
-  int size = 1;
-  for (int slab : kSlabs)
-    if (slab <= most) size = slab;
-  return size;
+// How many vectors a slab should have for `columns` columns. Slabs lie inside the columns, the last
+// one moved back to end with them, so each size costs its number of slabs times its vectors, and a
+// little for each entry's bookkeeping.
+template <typename S>
+inline int slab_size(int64_t columns) {
+  constexpr int kSizes[] = {1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 19, 22, 24};
+  constexpr int64_t kEntryCost = 2;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int size : kSizes) {
+    const int64_t width = size * S::kWidth;
+    if (size > S::kRegisters || width > columns) break;
+    const int64_t cost = (columns + width - 1) / width * (size + kEntryCost);
+    if (cost <= least) {
+      least = cost;
+      best = size;
+    }
+  }
+  return best;
 }
 
-inline int slab_from(int64_t least) {
-  for (int slab : kSlabs)
-    if (slab >= least) return slab;
-  return 24;
+// The first of the ascending index[from, end) that is not below `bound`.
+template <typename index_t>
+inline int64_t first_not_below(const index_t* index, int64_t from, int64_t end, int64_t bound) {
+  while (from < end) {
+    const int64_t middle = from + (end - from) / 2;
+    if (static_cast<int64_t>(index[middle]) < bound)
+      from = middle + 1;
+    else
+      end = middle;
+  }
+  return from;
+}
+
+// Segments whose indices ascend, block of source rows by block: a block stays in the second-level
+// cache while all segments pass over it. Order of summation and bits are those of the plain walk;
+// between blocks the sums rest in `out`, which is why only types that accumulate in themselves come
+// here.
+// `cursor` is scratch for last - first + 1 numbers.
+template <typename scalar_t, typename index_t>
+void segment_sum_blocked(const SegmentSum<scalar_t, index_t>& a, int64_t first, int64_t last,
+                         int64_t column, int size, int64_t block_rows, int64_t* cursor) {
+  for (int64_t s = first; s <= last; ++s) cursor[s - first] = a.ptr[s];
+  for (int64_t bound = block_rows;; bound += block_rows) {
+    const bool opening = bound == block_rows, closing = bound >= a.n_source;
+    for (int64_t s = first; s < last; ++s) {
+      const int64_t from = cursor[s - first], end = a.ptr[s + 1];
+      const int64_t until = closing ? end : first_not_below(a.index, from, end, bound);
+      cursor[s - first] = until;
+      if (from == until && !opening) continue;
+      scalar_t* to = a.out + s * a.width + column;
+      const scalar_t* start = opening ? (a.start ? a.start + column : nullptr) : to;
+      const int64_t follows = cursor[s + 1 - first];  // of the next segment, in this block
+      const int64_t stop = s + 1 < last ? static_cast<int64_t>(a.ptr[s + 2]) : follows;
+      sum_run_of(size, a, from, until, column, start, to, Next{follows, stop, column});
+    }
+    if (closing) return;
+  }
+}
+
+// Whether the blocked walk pays: the slab's part of the source exceeds the cache, its rows are used
+// several times, and runs within a block are long enough to load and store the sums around them.
+template <typename scalar_t, typename index_t>
+int64_t block_rows_for(const SegmentSum<scalar_t, index_t>& a, int64_t first, int64_t last,
+                       int64_t columns) {
+  constexpr int64_t kBlockBytes = 512 << 10;
+  constexpr int64_t kLeastUses = 2, kLeastRun = 16;
+  if constexpr (!std::is_same_v<scalar_t, typename Simd<scalar_t>::acc_t>) return 0;
+  const int64_t row_bytes = columns * static_cast<int64_t>(sizeof(scalar_t));
+  const int64_t entries = static_cast<int64_t>(a.ptr[last]) - a.ptr[first];
+  if (a.out_row || a.n_source * row_bytes < 2 * kBlockBytes || entries < kLeastUses * a.n_source)
+    return 0;
+  if (row_bytes > kBlockBytes) return 0;
+  const int64_t block_rows = kBlockBytes / row_bytes;
+  const int64_t blocks = (a.n_source + block_rows - 1) / block_rows;
+  if (entries < kLeastRun * blocks * (last - first)) return 0;
+  for (int64_t s = first; s < last; ++s) {
+    bool falls = false;
+    for (int64_t e = a.ptr[s] + 1; e < a.ptr[s + 1]; ++e) falls |= a.index[e] < a.index[e - 1];
+    if (falls) return 0;
+  }
+  return block_rows;
 }
 
 template <typename scalar_t, typename index_t>
@@ -134,13 +200,20 @@ void segment_sum(const SegmentSum<scalar_t, index_t>& a, int64_t first, int64_t 
       sum_columns(a, s, a.out_row ? a.out_row[s] : s, begin, end);
     return;
   }
-  // Equal slabs, each inside [begin, end); the last one is moved back to end at `end` and computes
-  // a few columns twice, which gives the same bits and needs no masks.
-  const int64_t vectors = (n + S::kWidth - 1) / S::kWidth;
-  const int64_t slabs = (vectors + S::kRegisters - 1) / S::kRegisters;
-  int size = slab_from((vectors + slabs - 1) / slabs);
-  if (size * S::kWidth > n) size = slab_up_to(n / S::kWidth);
+  // The last slab is moved back to end at `end` and computes a few columns twice, which gives the
+  // same bits and needs no masks.
+  const int size = slab_size<S>(n);
   const int64_t step = size * S::kWidth, stop = a.ptr[last];
+  const int64_t block_rows = block_rows_for(a, first, last, step);
+  if (block_rows > 0) {
+    // malloc, because anything inline from the library would be shared with other files.
+    auto* cursor = static_cast<int64_t*>(std::malloc((last - first + 1) * sizeof(int64_t)));
+    for (int64_t at = begin; cursor && at < end; at += step)
+      segment_sum_blocked(a, first, last, at + step <= end ? at : end - step, size, block_rows,
+                          cursor);
+    std::free(cursor);
+    if (cursor) return;
+  }
   // All slabs of a segment before the next segment: its source rows' pages are then still known to
   // the TLB, which costs more here than the caches.
   for (int64_t s = first; s < last; ++s) {
@@ -151,12 +224,20 @@ void segment_sum(const SegmentSum<scalar_t, index_t>& a, int64_t first, int64_t 
       const int64_t column = at + step <= end ? at : end - step;
       const int64_t after = at + 2 * step <= end ? at + step : end - step;
       const Next next = at + step < end ? Next{from, until, after} : Next{until, stop, begin};
-      sum_slab_of(size, a, s, row, column, next);
+      sum_run_of(size, a, from, until, column, a.start ? a.start + column : nullptr,
+                 a.out + row * a.width + column, next);
     }
   }
 }
 
 constexpr int64_t kRowsAhead = 4;
+
+template <typename scalar_t>
+inline void prefetch_row(const scalar_t* row, int64_t count) {
+  const char* address = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < count * static_cast<int64_t>(sizeof(scalar_t)); byte += kLineBytes)
+    __builtin_prefetch(address + byte, 0, 3);
+}
 
 template <typename scalar_t, typename index_t>
 void row_dots(const RowDots<scalar_t, index_t>& a, int64_t first, int64_t last) {
