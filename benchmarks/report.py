@@ -139,10 +139,12 @@ def full_table(summary: dict[str, Any]) -> str:
 def heading(summary: dict[str, Any]) -> str:
     """Where and when: one sentence."""
     some = summary["results"][0]
+    passes = summary.get("passes", 1)
     return (
         f"Measured on {summary['date']}: {summary['cpu'] or some['device_name']}, "
         f"{some['threads']} threads, {some['isa']}, torch {some['torch']}, commit {summary['commit']}; "
-        f"medians, the best of {summary.get('passes', 1)} passes. The machine copies {summary['copy_gb_per_s']:.1f} GB/s (read plus written) and "
+        f"medians{f', the best of {passes} passes' if passes > 1 else ''}. "
+        f"The machine copies {summary['copy_gb_per_s']:.1f} GB/s (read plus written) and "
         f"multiplies float32 matrices at {summary['gemm_gflop_per_s']:.0f} GFLOP/s."
     )
 
