@@ -37,8 +37,13 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+# Real sizes; keeps the results and prints ratios against the best peer. Wants a quiet machine.
 bench: $(VENV)/.built $(VENV)/.test
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --save benchmarks/results/cpu.json $(BENCH_ARGS)
+
+# Puts the kept results into README.md and docs/performance.md.
+bench-report: $(VENV)/.built
+	$(BIN)/python -m benchmarks.report --write
 
 # Compiles every CUDA kernel with warnings, spills and stray double arithmetic as errors. Needs nvcc only.
 cuda-check: $(VENV)/.built
@@ -65,8 +70,8 @@ $(VENV)/.base: $(VENV)/constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.base $(SOURCES)
-	$(PIP) install -q --no-build-isolation --no-deps -e . || \
-	  $(BIN)/python setup.py build_ext --inplace
+	$(BIN)/python setup.py -q build_ext --inplace
+	$(PIP) install -q --no-build-isolation --no-deps -e .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base

@@ -12,9 +12,12 @@ import argparse
 import datetime
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
+
+from sparsevae_ext.train.demo import demo_text
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -176,8 +179,17 @@ def insert(document: Path, name: str, content: str) -> None:
     document.write_text(pattern.sub(lambda m: m[1] + content.rstrip() + "\n" + m[2], old))
 
 
+def keep_demo(run: Path) -> None:
+    """Keep the numbers and the picture of a finished `make demo`."""
+    shutil.copy(run / "metrics.json", RESULTS / "demo.json")
+    shutil.copy(run / "demo.png", ROOT / "docs" / "demo.png")
+
+
 def write_documents() -> None:
-    """Fill README.md and docs/performance.md from benchmarks/results/cpu.json."""
+    """Fill README.md and docs/performance.md from benchmarks/results/."""
+    metrics = json.loads((RESULTS / "demo.json").read_text())
+    lines = demo_text(metrics, Path("runs/demo"), "demo.png").strip()
+    insert(ROOT / "README.md", "demo", f"```\n{lines}\n```")
     summary = json.loads((RESULTS / "cpu.json").read_text())
     insert(ROOT / "README.md", "cpu", text(summary, detail=False))
     insert(ROOT / "docs" / "performance.md", "cpu", text(summary, detail=True))
@@ -188,6 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("raw", nargs="*", type=Path, help="files of --benchmark-json, one per pass")
     parser.add_argument("--save", type=Path, help="keep the compact results in this file")
+    parser.add_argument("--demo", type=Path, help="keep the results of this run of `make demo`")
     parser.add_argument("--write", action="store_true", help="fill the documents")
     options = parser.parse_args(argv)
     if options.raw:
@@ -196,9 +209,11 @@ def main(argv: list[str] | None = None) -> int:
             options.save.parent.mkdir(parents=True, exist_ok=True)
             options.save.write_text(json.dumps(summary, indent=1) + "\n")
         print(text(summary, detail=True))
+    if options.demo:
+        keep_demo(options.demo)
     if options.write:
         write_documents()
-    elif not options.raw:
+    elif not options.raw and not options.demo:
         parser.error("nothing to do: give a raw.json or --write")
     return 0
 

@@ -68,6 +68,27 @@ def test_transpose_and_its_reference_agree(shape, index_dtype):
     assert torch.equal(prepared.features, csr_transpose(x.crow, x.col, shape[1])[0][:count])
 
 
+@pytest.mark.parametrize("shape", [(700, 900), (3, 500), (20_000, 40), (50, 60_000)])
+def test_transpose_is_the_same_on_any_number_of_threads(shape):
+    n_rows, n_cols = shape
+    x = random_csr(n_rows, n_cols, mean=max(2, 40_000 // n_rows), seed=n_rows)
+    expected = csr_transpose_reference(x.crow, x.col, n_cols)
+    for threads in (1, 2, 3, 8):
+        torch.set_num_threads(threads)
+        for got, wanted in zip(csr_transpose(x.crow, x.col, n_cols), expected, strict=True):
+            assert torch.equal(got, wanted)
+        index = sv.CSRBatch(x.crow, x.col, x.values, shape).prepare().index
+        used = int(expected[4])
+        assert torch.equal(index.features, expected[0][:used])
+        assert torch.equal(index.ptr, expected[1][: used + 1])
+    bad = x.col.clone()
+    bad[[17_000, 20_000]] = n_cols
+    for threads in (1, 2, 8):
+        torch.set_num_threads(threads)
+        with pytest.raises(IndexError, match=f"column index {n_cols} at position 17000 "):
+            sv.CSRBatch(x.crow, bad, x.values, shape).prepare()
+
+
 @needs_kernels
 def test_the_bare_op_differentiates_like_the_function():
     layer, x = layer_and_batch(dtype=torch.float64)

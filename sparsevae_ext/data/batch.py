@@ -15,7 +15,7 @@ from .index import (
     TransposedIndex,
     check_columns,
     check_structure,
-    transpose_arrays,
+    transpose_on_cpu,
     transpose_on_device,
 )
 from .parts import check_parts, pointers, row_numbers, torch_name
@@ -411,8 +411,9 @@ class CSRBatch:
     def prepare(self) -> CSRBatch:
         """Build and keep the transposed index; does nothing when it is there.
 
-        On the CPU this is a counting sort, or a radix sort when N is much larger than nnz. On
-        CUDA it is a stable sort on the device, and counting the touched features synchronises.
+        On the CPU this is a counting sort on all threads, or a radix sort when N is much larger
+        than nnz. On CUDA it is a stable sort on the device, and counting the touched features
+        synchronises.
 
         Returns:
             This batch.
@@ -431,8 +432,7 @@ class CSRBatch:
         if self.device.type != "cpu":
             self.index = transpose_on_device(op, self.crow, self.col, self.n_cols)
             return self
-        parts = transpose_arrays(op, self.crow.numpy(), self.col.numpy(), self.n_cols)
-        self.index = TransposedIndex(*(torch.from_numpy(part) for part in parts))
+        self.index = transpose_on_cpu(op, self.crow, self.col, self.n_cols)
         return self
 
     def _validate(self, op: str, columns: bool = True) -> None:

@@ -126,6 +126,24 @@ def transpose_arrays(
     return ordered[starts], ptr, row_ids(crow)[perm], perm
 
 
+# From this many entries on, the op that shares the work among threads is faster than the helper.
+_SHARED_ENTRIES = 1 << 14
+
+
+def transpose_on_cpu(
+    op: str, crow: torch.Tensor, col: torch.Tensor, n_cols: int
+) -> TransposedIndex:
+    """The index of CPU tensors, on as many threads as torch is set to."""
+    if _load.C is None or col.shape[0] < _SHARED_ENTRIES:
+        parts = transpose_arrays(op, crow.numpy(), col.numpy(), n_cols)
+        return TransposedIndex(*(torch.from_numpy(part) for part in parts))
+    features, ptr, row, perm, count = torch.ops.sparsevae_ext.csr_transpose.default(
+        crow, col, n_cols
+    )
+    used = int(count)  # the arrays have room for nnz features
+    return TransposedIndex(features[:used].clone(), ptr[: used + 1].clone(), row, perm)
+
+
 def transpose_on_device(
     op: str, crow: torch.Tensor, col: torch.Tensor, n_cols: int
 ) -> TransposedIndex:

@@ -21,7 +21,7 @@ from .metrics import split_fold_in
 from .report import metric_cells, metric_header, table
 from .runs import RunSettings, load_run, train_run, write_metrics
 
-__all__ = ["DEMO", "run_demo"]
+__all__ = ["DEMO", "demo_text", "run_demo"]
 
 LABEL = "demo"
 
@@ -85,7 +85,7 @@ def run_demo(
     figure = _draw(out, settings, ds, result, history)
     result["seconds"] = time.perf_counter() - started
     write_metrics(out / "metrics.json", result)
-    return _text(result, out, figure)
+    return demo_text(result, out, figure)
 
 
 def _is_demo(out: Path) -> bool:
@@ -122,7 +122,8 @@ def _draw(
     return "demo.png"
 
 
-def _text(result: dict[str, Any], out: Path, figure: str) -> str:
+def demo_text(result: dict[str, Any], out: Path, figure: str) -> str:
+    """What the demo prints at its end, from the content of its metrics.json."""
     twins = result["comparison"]
 
     def cells(kind: str) -> list[str]:
