@@ -173,8 +173,17 @@ def check_arrays(path: str | os.PathLike[str], arrays: CSRArrays, nonnegative: b
 def verify_folder(folder: str | os.PathLike[str]) -> None:
     """Compare every array of a folder with the SHA-256 that was stored when it was written.
 
+    Args:
+        folder: what `write_folder` wrote.
+
     Raises:
         DataFileError: a file has changed.
+
+    Example:
+        >>> import tempfile, scipy.sparse as sp
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     ds = write_folder(sp.eye(3, format="csr"), parent + "/data")
+        ...     verify_folder(parent + "/data")
     """
     path = Path(folder)
     meta = _read_meta(path)

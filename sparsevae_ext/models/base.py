@@ -83,6 +83,11 @@ class MultinomialModel(nn.Module):
 
     A subclass has ``encoder`` (:class:`CSRLinear` from the items), ``output`` (``nn.Linear`` onto
     the items), and says how a code becomes the input of ``output``.
+
+    Example:
+        >>> from sparsevae_ext.models import MultDAE, MultinomialModel
+        >>> isinstance(MultDAE(30, hidden=4), MultinomialModel)
+        True
     """
 
     name: ClassVar[str]
