@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import sparsevae_ext as sv
@@ -28,49 +29,62 @@ def folder(matrix, tmp_path_factory):
     return path
 
 
-def scipy_epoch(matrix, order):
-    """X[idx] and wrapping into tensors, the loop that people write."""
+def scipy_epoch(matrix, order, transpose):
+    """X[idx] and wrapping into tensors, the loop that people write; with the CSC form if asked for."""
     seen = 0
     for start in range(0, len(order), BATCH):
         part = matrix[order[start : start + BATCH]]
         crow, col, values = map(torch.from_numpy, (part.indptr, part.indices, part.data))
         seen += sv.CSRBatch(crow, col, values, part.shape).nnz
+        if transpose:
+            part.tocsc()
     return seen
 
 
+def rows_epoch(dataset, order, transpose):
+    """CSRDataset.rows in the calling thread."""
+    return sum(
+        dataset.rows(order[start : start + BATCH], prepare=transpose).nnz
+        for start in range(0, len(order), BATCH)
+    )
+
+
 def loader_epoch(loader):
+    """CSRLoader, with a consumer that does nothing: the hand-over between threads shows."""
     return sum(batch.nnz for batch in loader)
 
 
 @pytest.mark.parametrize("source", ["memory", "folder"])
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "rows and transposed index"])
 @pytest.mark.parametrize(
-    "provider",
-    ["sparsevae_ext rows only", "sparsevae_ext with transposed index", "scipy X[idx]"],
+    "provider", ["sparsevae_ext CSRDataset.rows", "sparsevae_ext CSRLoader", "scipy X[idx]"]
 )
-def test_epoch(timed, benchmark, matrix, folder, provider, source):
-    benchmark.group = f"loader-epoch-cpu-{source}"
+def test_epoch(timed, benchmark, matrix, folder, provider, source, transpose):
+    what = "transposed" if transpose else "rows"
+    benchmark.group = f"loader-{what}-cpu-{source}"
+    order = np.random.default_rng(0).permutation(matrix.shape[0])
+    dataset = sv.data.CSRDataset(matrix if source == "memory" else folder)
     if provider.startswith("scipy"):
+        provider += " and tocsc()" if transpose else ""
         data = matrix
         if source == "folder":
-            import scipy.sparse as sp
-
             arrays = [
                 np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("values", "col", "crow")
             ]
             data = sp.csr_matrix(tuple(arrays), shape=matrix.shape, copy=False)
-        order = np.random.default_rng(0).permutation(matrix.shape[0])
 
         def step():
-            return scipy_epoch(data, order)
+            return scipy_epoch(data, order, transpose)
+    elif provider.endswith("rows"):
+
+        def step():
+            return rows_epoch(dataset, order, transpose)
     else:
-        loader = sv.data.CSRLoader(
-            sv.data.CSRDataset(matrix if source == "memory" else folder),
-            batch_size=BATCH,
-            prepare=provider.endswith("index"),
-        )
+        loader = sv.data.CSRLoader(dataset, batch_size=BATCH, prepare=transpose)
 
         def step():
             return loader_epoch(loader)
 
-    seen = timed(step, "cpu", shape=source, provider=provider, rows=matrix.shape[0])
+    shape = f"{source}, with transposed index" if transpose else source
+    seen = timed(step, "cpu", shape=shape, provider=provider, rows=matrix.shape[0])
     assert seen == matrix.nnz
