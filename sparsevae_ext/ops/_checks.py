@@ -50,8 +50,3 @@ def no_double_backward(op: str) -> NoReturn:
     raise NotImplementedError(
         f"{op}(): double backward is not implemented; call backward without create_graph=True"
     )
-
-
-def no_forward_mode(op: str) -> NoReturn:
-    """What the jvp of an op does."""
-    raise NotImplementedError(f"{op}(): forward-mode AD is not implemented; use reverse mode")

@@ -246,8 +246,20 @@ class _CSRLinear(torch.autograd.Function):
         return out.unflatten(1, (k, out_features)), 1
 
 
-class _WeightGrad(torch.autograd.Function):
-    """csr_linear_weight_grad -> (N, out), without a derivative of its own."""
+class _Backward(torch.autograd.Function):
+    """Base of the backward ops: they have no derivative of their own, and say so."""
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        no_double_backward("csr_linear")
+
+
+class _WeightGrad(_Backward):
+    """csr_linear_weight_grad -> (N, out)."""
 
     @staticmethod
     def forward(
@@ -264,14 +276,6 @@ class _WeightGrad(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        no_double_backward("csr_linear")
-
-    @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         _refuse_batched_x("csr_linear_weight_grad", in_dims[:5])
         *index, values, grad, in_features = args
@@ -281,20 +285,12 @@ class _WeightGrad(torch.autograd.Function):
         return out.unflatten(1, (k, grad.shape[2])), 1
 
 
-class _ValuesGrad(torch.autograd.Function):
-    """csr_linear_values_grad -> (nnz,), without a derivative of its own."""
+class _ValuesGrad(_Backward):
+    """csr_linear_values_grad -> (nnz,)."""
 
     @staticmethod
     def forward(crow: Tensor, col: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
         return torch.ops.sparsevae_ext.csr_linear_values_grad.default(crow, col, weight, grad)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        no_double_backward("csr_linear")
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
