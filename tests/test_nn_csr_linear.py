@@ -135,6 +135,9 @@ def test_weight_norm_and_pruning():
     nn.utils.parametrizations.weight_norm(layer)
     torch.testing.assert_close(layer(x), expected)
     layer(x).sum().backward()
+    other = nn.utils.parametrizations.weight_norm(sv.nn.CSRLinear(11, 5))
+    other.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(other(x), expected)
     pruned = sv.nn.CSRLinear(11, 5)
     mask = torch.rand_like(pruned.weight) < 0.5
     prune.custom_from_mask(pruned, "weight", mask)

@@ -86,9 +86,9 @@ class CSRLinear(nn.Linear):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        if not self.weight.t().is_contiguous():  # after load_state_dict(assign=True)
-            relaid = nn.Parameter(_by_feature(self.weight.detach()), self.weight.requires_grad)
-            self.weight = relaid
+        weight = self._parameters.get("weight")  # not there under a parametrization
+        if weight is not None and not weight.t().is_contiguous():  # load_state_dict(assign=True)
+            self.weight = nn.Parameter(_by_feature(weight.detach()), weight.requires_grad)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear) -> CSRLinear:
