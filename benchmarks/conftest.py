@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--scale", choices=("small", "full"), default="small", help="size of the shapes"
     )
-    parser.addoption("--seconds", type=float, default=1.5, help="time to spend on each measurement")
+    parser.addoption("--seconds", type=float, default=0.2, help="time for each measurement")
 
 
 @pytest.fixture(params=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
@@ -48,7 +48,7 @@ def timed(benchmark, request: pytest.FixtureRequest) -> Callable:
         start = time.perf_counter()
         call()
         once = time.perf_counter() - start
-        rounds = int(min(200, max(5, request.config.getoption("--seconds") / max(once, 1e-6))))
+        rounds = int(min(200, max(3, request.config.getoption("--seconds") / max(once, 1e-6))))
         benchmark.extra_info.update(
             facts,
             device=device,
