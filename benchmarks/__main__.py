@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument(
         "--save", type=Path, help="keep compact results, e.g. benchmarks/results/cpu.json"
     )
-    parser.add_argument("--passes", type=int, default=8, help="repetitions of the whole")
+    parser.add_argument("--passes", type=int, default=3, help="repetitions of the whole")
     options, rest = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as folder:
         raw = [Path(folder) / f"pass{i}.json" for i in range(options.passes)]

@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--scale", choices=("small", "full"), default="small", help="size of the shapes"
     )
-    parser.addoption("--seconds", type=float, default=0.2, help="time for each measurement")
+    parser.addoption("--seconds", type=float, default=0.5, help="time for each measurement")
 
 
 @pytest.fixture(params=["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
