@@ -5,12 +5,14 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
 
 import sparsevae_ext as sv
+
+from . import turns
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -33,24 +35,57 @@ def scale(request: pytest.FixtureRequest) -> str:
     return request.config.getoption("--scale")
 
 
+_GROUPS: dict[str, dict[str, turns.Recorded]] = {}
+
+
+def _selected(request: pytest.FixtureRequest, providers: Iterable[str]) -> set[str]:
+    """The providers of this test's group that this run asks for (-k and the like)."""
+
+    def key(item: pytest.Item) -> tuple:
+        others = {k: v for k, v in item.callspec.params.items() if k != "provider"}
+        return item.path, item.originalname, tuple(sorted(others.items()))
+
+    same = [
+        i for i in request.session.items if hasattr(i, "callspec") and key(i) == key(request.node)
+    ]
+    return {i.callspec.params["provider"] for i in same} & set(providers)
+
+
 @pytest.fixture
 def timed(benchmark, request: pytest.FixtureRequest) -> Callable:
-    """A function (step, device, **facts) that warms up, chooses the rounds, measures, keeps the facts."""
+    """A function that times a group's providers in turns and reports the one of this test.
 
-    def run(step: Callable[[], object], device: str, **facts: object) -> object:
-        def call() -> object:
-            out = step()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return out
+    Called as ``timed(group, provider, make, check, device, **facts)``; `make` and `check` as in
+    :func:`turns.measure`. A module that uses it says
+    ``pytestmark = pytest.mark.benchmark(timer=turns.clock)``.
+    """
 
-        first = call()
-        start = time.perf_counter()
-        call()
-        once = time.perf_counter() - start
-        rounds = int(min(200, max(3, request.config.getoption("--seconds") / max(once, 1e-6))))
+    def run(
+        group: str,
+        provider: str,
+        make: dict[str, Callable[[], turns.Step]],
+        check: Callable[[str, object], None],
+        device: str,
+        **facts: object,
+    ) -> None:
+        benchmark.group = group
+        if benchmark.disabled:
+            return check(provider, make[provider]()())
+        if group not in _GROUPS:
+            _GROUPS.clear()  # the groups come one after the other
+            chosen = _selected(request, make)
+            _GROUPS[group] = turns.measure(
+                {name: make[name] for name in make if name in chosen},
+                check,
+                device,
+                request.config.getoption("--seconds"),
+            )
+        recorded = _GROUPS[group][provider]
+        if recorded.error is not None:
+            raise recorded.error
         benchmark.extra_info.update(
             facts,
+            provider=provider,
             device=device,
             device_name=torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
             threads=torch.get_num_threads(),
@@ -58,8 +93,7 @@ def timed(benchmark, request: pytest.FixtureRequest) -> Callable:
             isa=sv.info()["cpu"]["isa"],
             scale=request.config.getoption("--scale"),
         )
-        benchmark.pedantic(call, rounds=rounds, warmup_rounds=2, iterations=1)
-        return first
+        recorded.replay(benchmark)
 
     return run
 

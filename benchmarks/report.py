@@ -80,18 +80,22 @@ def groups(summary: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def merge(passes: list[dict[str, Any]]) -> dict[str, Any]:
-    """One summary of several passes: each measurement from the pass in which its median was least.
+    """One summary of several passes: each group whole, from the pass in which its medians' sum was least.
 
-    A shared machine has slow seconds; they hit one provider and spare the next. Each provider's best pass
-    is what the machine gives when it is left alone, for ours and theirs alike.
+    A shared machine has slow minutes. The providers of a group are timed in turns, so a pass hits them
+    alike; taking a group whole keeps every ratio from one run.
     """
     merged = dict(passes[0])
     merged["passes"] = len(passes)
     for key in ("copy_gb_per_s", "gemm_gflop_per_s"):
         merged[key] = max(p[key] for p in passes)
+    by_group = [groups(p) for p in passes]
     merged["results"] = [
-        min(same, key=lambda e: e["median_ms"])
-        for same in zip(*(p["results"] for p in passes), strict=True)
+        entry
+        for name in by_group[0]
+        for entry in min(
+            (g[name] for g in by_group), key=lambda group: sum(e["median_ms"] for e in group)
+        )
     ]
     return merged
 
@@ -143,10 +147,11 @@ def heading(summary: dict[str, Any]) -> str:
     """Where and when: one sentence."""
     some = summary["results"][0]
     passes = summary.get("passes", 1)
+    best = f", each group from the best of {passes} passes" if passes > 1 else ""
     return (
         f"Measured on {summary['date']}: {summary['cpu'] or some['device_name']}, "
         f"{some['threads']} threads, {some['isa']}, torch {some['torch']}, commit {summary['commit']}; "
-        f"medians{f', the best of {passes} passes' if passes > 1 else ''}. "
+        f"medians of calls taken in turns{best}. "
         f"The machine copies {summary['copy_gb_per_s']:.1f} GB/s (read plus written) and "
         f"multiplies float32 matrices at {summary['gemm_gflop_per_s']:.0f} GFLOP/s."
     )

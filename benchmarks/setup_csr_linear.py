@@ -51,9 +51,18 @@ class Case:
             "index_dtype": str(self.batch.col.dtype).removeprefix("torch."),
         }
 
-    def check_output(self, y: torch.Tensor) -> None:
+    def check_forward(self, _: str, y: torch.Tensor) -> None:
         """AssertionError unless y = X W^T to float32 rounding."""
         _close(y.detach().cpu().numpy(), self.expected)
+
+    def check_both(self, provider: str, out: tuple) -> None:
+        """AssertionError unless (y, gradient) are right; the gradient is dense, COO, or (rows, values)."""
+        y, grad = out
+        self.check_forward(provider, y)
+        if isinstance(grad, tuple):
+            self.check_rows(*grad)
+        else:
+            self.check_gradient(grad)
 
     def check_rows(self, rows: torch.Tensor, grad: torch.Tensor) -> None:
         """AssertionError unless these are the gradient's touched rows."""

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
+from . import turns
 from .setup_csr_linear import BOTH, FORWARD, case
 from .shapes import SHAPES
+
+pytestmark = pytest.mark.benchmark(timer=turns.clock)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("provider", FORWARD)
-def test_forward(timed, benchmark, scale, device, shape, provider):
-    benchmark.group = f"csr_linear-forward-{device}-{shape}"
+def test_forward(timed, scale, device, shape, provider):
     c = case(shape, scale, device)
+    make = {name: partial(step, c) for name, step in FORWARD.items()}
+    group = f"csr_linear-forward-{device}-{shape}"
     with torch.no_grad():
-        step = FORWARD[provider](c)
-        y = timed(step, device, shape=shape, provider=provider, **c.facts())
-    c.check_output(y)
+        timed(group, provider, make, c.check_forward, device, shape=shape, **c.facts())
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("provider", BOTH)
-def test_forward_and_weight_gradient(timed, benchmark, scale, device, shape, provider):
-    benchmark.group = f"csr_linear-forward+backward-{device}-{shape}"
+def test_forward_and_weight_gradient(timed, scale, device, shape, provider):
     c = case(shape, scale, device)
-    step = BOTH[provider](c)
-    y, grad = timed(step, device, shape=shape, provider=provider, **c.facts())
-    c.check_output(y)
-    if isinstance(grad, tuple):
-        c.check_rows(*grad)
-    else:
-        c.check_gradient(grad)
+    make = {name: partial(step, c) for name, step in BOTH.items()}
+    group = f"csr_linear-forward+backward-{device}-{shape}"
+    timed(group, provider, make, c.check_both, device, shape=shape, **c.facts())

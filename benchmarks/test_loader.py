@@ -10,7 +10,10 @@ import torch
 import sparsevae_ext as sv
 from sparsevae_ext.data.folder import write_folder
 
+from . import turns
 from .shapes import csr
+
+pytestmark = pytest.mark.benchmark(timer=turns.clock)
 
 #: rows, features, nominal non-zeros per row
 DATA = {"full": (20_000, 20_108, 73), "small": (2_000, 4_000, 40)}
@@ -54,37 +57,55 @@ def loader_epoch(loader):
     return sum(batch.nnz for batch in loader)
 
 
-@pytest.mark.parametrize("source", ["memory", "folder"])
-@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "rows and transposed index"])
-@pytest.mark.parametrize(
-    "provider", ["sparsevae_ext CSRDataset.rows", "sparsevae_ext CSRLoader", "scipy X[idx]"]
-)
-def test_epoch(timed, benchmark, matrix, folder, provider, source, transpose):
-    what = "transposed" if transpose else "rows"
-    benchmark.group = f"loader-{what}-cpu-{source}"
+def steps(matrix, folder, source, transpose):
+    """Provider -> function that returns the step to time."""
     order = np.random.default_rng(0).permutation(matrix.shape[0])
-    dataset = sv.data.CSRDataset(matrix if source == "memory" else folder)
-    if provider.startswith("scipy"):
-        provider += " and tocsc()" if transpose else ""
+
+    def dataset():
+        return sv.data.CSRDataset(matrix if source == "memory" else folder)
+
+    def rows():
+        data = dataset()
+        return lambda: rows_epoch(data, order, transpose)
+
+    def loader():
+        batches = sv.data.CSRLoader(dataset(), batch_size=BATCH, prepare=transpose)
+        return lambda: loader_epoch(batches)
+
+    def scipy():
         data = matrix
         if source == "folder":
-            arrays = [
-                np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("values", "col", "crow")
-            ]
+            names = ("values", "col", "crow")
+            arrays = [np.load(folder / f"{n}.npy", mmap_mode="r") for n in names]
             data = sp.csr_matrix(tuple(arrays), shape=matrix.shape, copy=False)
+        return lambda: scipy_epoch(data, order, transpose)
 
-        def step():
-            return scipy_epoch(data, order, transpose)
-    elif provider.endswith("rows"):
+    return {
+        "sparsevae_ext CSRDataset.rows": rows,
+        "sparsevae_ext CSRLoader": loader,
+        "scipy X[idx]": scipy,
+    }
 
-        def step():
-            return rows_epoch(dataset, order, transpose)
-    else:
-        loader = sv.data.CSRLoader(dataset, batch_size=BATCH, prepare=transpose)
 
-        def step():
-            return loader_epoch(loader)
+PROVIDERS = ("sparsevae_ext CSRDataset.rows", "sparsevae_ext CSRLoader", "scipy X[idx]")
 
+
+@pytest.mark.parametrize("source", ["memory", "folder"])
+@pytest.mark.parametrize("transpose", [False, True], ids=["rows", "rows and transposed index"])
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_epoch(timed, matrix, folder, provider, source, transpose):
+    def check(_, seen):
+        assert seen == matrix.nnz
+
+    what = "transposed" if transpose else "rows"
     shape = f"{source}, with transposed index" if transpose else source
-    seen = timed(step, "cpu", shape=shape, provider=provider, rows=matrix.shape[0])
-    assert seen == matrix.nnz
+    make = steps(matrix, folder, source, transpose)
+    timed(
+        f"loader-{what}-cpu-{source}",
+        provider,
+        make,
+        check,
+        "cpu",
+        shape=shape,
+        rows=matrix.shape[0],
+    )

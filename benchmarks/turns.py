@@ -1,0 +1,94 @@
+"""Providers of one group are timed in turns, so that a slow second of the machine hits them all alike.
+
+A ratio of two medians taken minutes apart says as much about the machine's other tenants as about the
+code. Here the first test of a group times every selected provider of the group, a few calls each, round
+and round, each turn beginning with the next provider (who comes after a large matrix product finds cold
+caches). Each provider's own test then replays its recorded durations into pytest-benchmark, whose
+statistics, comparison and JSON work as ever; the clock that it reads is `clock`, moved by the replay.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+Step = Callable[[], object]
+
+#: Turns of a group: a provider's calls are spread over them evenly.
+TURNS = 20
+#: Uncounted calls for this long open a turn: they bring a provider's data back to the caches.
+WARM_S = 0.01
+
+_now = 0.0
+
+
+def clock() -> float:
+    """The time that pytest-benchmark sees: it moves only when a recorded duration is replayed."""
+    return _now
+
+
+def _forward(seconds: float) -> None:
+    global _now
+    _now += seconds
+
+
+@dataclass
+class Recorded:
+    """One provider's durations in seconds, in the order of the turns, or what its first call raised."""
+
+    durations: list[float] = field(default_factory=list)
+    error: BaseException | None = None
+
+    def replay(self, benchmark) -> None:
+        """Hand the durations to pytest-benchmark."""
+        left = iter(self.durations)
+        benchmark.pedantic(lambda: _forward(next(left)), rounds=len(self.durations), iterations=1)
+
+
+def _once(step: Step, device: str) -> float:
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(
+    make: dict[str, Callable[[], Step]],
+    check: Callable[[str, object], None],
+    device: str,
+    seconds: float,
+) -> dict[str, Recorded]:
+    """Time all providers of a group in turns; each provider's output is checked before it is timed.
+
+    Args:
+        make: provider -> function that prepares its inputs and returns the step to time.
+        check: called with provider and the output of its first call; raises where that is wrong.
+        device: "cpu" or "cuda"; on the latter each call ends with a synchronisation.
+        seconds: wished time per provider; the calls are between 5 and 200.
+    """
+    recorded = {provider: Recorded() for provider in make}
+    steps: dict[str, tuple[Step, int, float]] = {}
+    for provider, prepare in make.items():
+        try:
+            step = prepare()
+            check(provider, step())
+        except Exception as error:
+            recorded[provider].error = error
+            continue
+        once = min(_once(step, device) for _ in range(2))
+        calls = int(min(200, max(5, seconds / max(once, 1e-6))))
+        steps[provider] = (step, calls, once)
+    for turn in range(TURNS):
+        order = list(steps)
+        first = turn % max(1, len(order))
+        for provider in order[first:] + order[:first]:
+            step, calls, once = steps[provider]
+            burst = (turn + 1) * calls // TURNS - turn * calls // TURNS
+            for _ in range(int(WARM_S / once) if burst else 0):
+                _once(step, device)
+            recorded[provider].durations += [_once(step, device) for _ in range(burst)]
+    return recorded
