@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import time
 from collections.abc import Callable, Iterable
 
 import pytest
@@ -103,26 +102,24 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     machine_info["sparsevae_ext"] = sv.info()
     if not config.getoption("--benchmark-only"):
         return  # the test suite passes through here too
-    machine_info["copy_gb_per_s"], machine_info["gemm_gflop_per_s"] = measure_machine()
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    machine_info["machine"] = {device: measure_machine(device) for device in devices}
     machine_info["cpu_name"] = _cpu_name()
 
 
-def _best(call: Callable[[], object], repeats: int = 5) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def measure_machine(device: str) -> dict[str, float]:
+    """Copy bandwidth (256 MB, read plus written) and the rate of a large float32 matrix product."""
 
+    def best(call: Callable[[], object]) -> float:
+        return min(turns.timed_call(call, device) for _ in range(6))
 
-def measure_machine() -> tuple[float, float]:
-    """(GB/s of a copy of 256 MB counted read plus written, GFLOP/s of a 2048-cubed float32 GEMM)."""
-    source, target = torch.ones(2**26), torch.ones(2**26)
-    copy = 2 * source.nbytes / _best(lambda: target.copy_(source)) / 1e9
-    a = torch.randn(2048, 2048)
-    gemm = 2 * 2048**3 / _best(lambda: a @ a) / 1e9
-    return copy, gemm
+    source, target = (torch.ones(2**26, device=device) for _ in range(2))
+    size = 2048 if device == "cpu" else 8192
+    a = torch.randn(size, size, device=device)
+    return {
+        "copy_gb_per_s": round(2 * source.nbytes / best(lambda: target.copy_(source)) / 1e9, 2),
+        "gemm_gflop_per_s": round(2 * size**3 / best(lambda: a @ a) / 1e9, 1),
+    }
 
 
 def _cpu_name() -> str:

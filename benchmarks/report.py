@@ -46,28 +46,23 @@ def compact(raw: dict[str, Any]) -> dict[str, Any]:
         "commit": build.get("commit", "unknown"),
         "cpu": info.get("cpu_name"),
         "python": info.get("python_version"),
-        "copy_gb_per_s": round(info.get("copy_gb_per_s", 0.0), 2),
-        "gemm_gflop_per_s": round(info.get("gemm_gflop_per_s", 0.0), 1),
+        "machine": info.get("machine", {}),
         "results": results,
     }
 
 
 def floor_ms(entry: dict[str, Any], summary: dict[str, Any]) -> float | None:
-    """The least time the machine allows for what must be moved and multiplied, in ms.
+    """The least time the device allows for what must be moved and multiplied, in ms.
 
-    Bytes: the batch, each touched feature's row once, the output; for the backward also grad_output and
-    the rows of the gradient. Flops: 2 per stored entry and output, per direction. Caches are not assumed.
+    `floor_bytes` and `floor_flops` come with the measurement (see each setup file: every input read once,
+    every output written once); the rates are those that the device showed in the same run. Caches are not
+    assumed, so what fits into them can be faster than its floor.
     """
-    if not summary["copy_gb_per_s"] or "nnz" not in entry:
+    rates = summary["machine"].get(entry["device"])
+    if not rates or "floor_bytes" not in entry:
         return None
-    width, nnz = entry["hidden"], entry["nnz"]
-    batch_bytes = 8 * nnz
-    row_bytes = 4 * entry["touched"] * width
-    out_bytes = 4 * entry["rows"] * width
-    directions = 2 if "backward" in entry["group"] else 1
-    moved = directions * (batch_bytes + row_bytes + out_bytes)
-    by_bytes = moved / (summary["copy_gb_per_s"] * 1e9)
-    by_flops = directions * 2 * nnz * width / (summary["gemm_gflop_per_s"] * 1e9)
+    by_bytes = entry["floor_bytes"] / (rates["copy_gb_per_s"] * 1e9)
+    by_flops = entry.get("floor_flops", 0) / (rates["gemm_gflop_per_s"] * 1e9)
     return 1e3 * max(by_bytes, by_flops)
 
 
@@ -87,8 +82,10 @@ def merge(passes: list[dict[str, Any]]) -> dict[str, Any]:
     """
     merged = dict(passes[0])
     merged["passes"] = len(passes)
-    for key in ("copy_gb_per_s", "gemm_gflop_per_s"):
-        merged[key] = max(p[key] for p in passes)
+    merged["machine"] = {
+        device: {rate: max(p["machine"][device][rate] for p in passes) for rate in rates}
+        for device, rates in passes[0]["machine"].items()
+    }
     by_group = [groups(p) for p in passes]
     merged["results"] = [
         entry
@@ -144,25 +141,34 @@ def full_table(summary: dict[str, Any]) -> str:
 
 
 def heading(summary: dict[str, Any]) -> str:
-    """Where and when: one sentence."""
+    """Where and when: one sentence per device."""
     some = summary["results"][0]
     passes = summary.get("passes", 1)
     best = f", each group from the best of {passes} passes" if passes > 1 else ""
-    return (
+    lines = [
         f"Measured on {summary['date']}: {summary['cpu'] or some['device_name']}, "
         f"{some['threads']} threads, {some['isa']}, torch {some['torch']}, commit {summary['commit']}; "
-        f"medians of calls taken in turns{best}. "
-        f"The machine copies {summary['copy_gb_per_s']:.1f} GB/s (read plus written) and "
-        f"multiplies float32 matrices at {summary['gemm_gflop_per_s']:.0f} GFLOP/s."
-    )
+        f"medians of calls taken in turns{best}."
+    ]
+    names = {e["device"]: e["device_name"] for e in summary["results"]}
+    for device, rates in summary["machine"].items():
+        name = "The machine" if device == "cpu" else f"The {names.get(device, device)}"
+        lines.append(
+            f"{name} copies {rates['copy_gb_per_s']:.1f} GB/s (read plus written) and "
+            f"multiplies float32 matrices at {rates['gemm_gflop_per_s']:.0f} GFLOP/s."
+        )
+    return " ".join(lines)
 
 
 def text(summary: dict[str, Any], detail: bool) -> str:
     """The whole report as Markdown."""
     parts = [heading(summary), ""]
     titles = {
-        "csr_linear-forward-": "Forward",
-        "csr_linear-forward+backward-": "Forward and weight gradient",
+        "csr_linear-forward-": "csr_linear, forward",
+        "csr_linear-forward+backward-": "csr_linear, forward and weight gradient",
+        "reparameterize_kl-forward+backward-": "reparameterize_kl, forward and backward",
+        "l1_activity-forward+backward-": "l1_activity with relu, forward and backward",
+        "topk-forward+backward-": "topk, forward and backward",
         "loader-": "Loader: one epoch",
     }
     for prefix, title in titles.items():

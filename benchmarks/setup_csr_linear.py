@@ -39,16 +39,23 @@ class Case:
         b = self.batch
         return sv.CSRBatch(b.crow, b.col, b.values, b.shape)
 
-    def facts(self) -> dict[str, object]:
-        """For extra_info and for the floor."""
+    def facts(self, directions: int = 1) -> dict[str, object]:
+        """For extra_info, with the floor.
+
+        Bytes per direction: the batch, each touched feature's row once, the output (or its gradient).
+        Flops: 2 per stored entry and output.
+        """
+        nnz, width, touched = int(self.matrix.nnz), self.hidden, len(self.touched)
         return {
             "rows": self.n_rows,
             "features": self.n_features,
-            "hidden": self.hidden,
-            "nnz": int(self.matrix.nnz),
-            "touched": len(self.touched),
+            "hidden": width,
+            "nnz": nnz,
+            "touched": touched,
             "dtype": "float32",
             "index_dtype": str(self.batch.col.dtype).removeprefix("torch."),
+            "floor_bytes": directions * (8 * nnz + 4 * width * (touched + self.n_rows)),
+            "floor_flops": directions * 2 * nnz * width,
         }
 
     def check_forward(self, _: str, y: torch.Tensor) -> None:

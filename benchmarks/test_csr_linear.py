@@ -30,4 +30,4 @@ def test_forward_and_weight_gradient(timed, scale, device, shape, provider):
     c = case(shape, scale, device)
     make = {name: partial(step, c) for name, step in BOTH.items()}
     group = f"csr_linear-forward+backward-{device}-{shape}"
-    timed(group, provider, make, c.check_both, device, shape=shape, **c.facts())
+    timed(group, provider, make, c.check_both, device, shape=shape, **c.facts(directions=2))

@@ -48,7 +48,8 @@ class Recorded:
         benchmark.pedantic(lambda: _forward(next(left)), rounds=len(self.durations), iterations=1)
 
 
-def _once(step: Step, device: str) -> float:
+def timed_call(step: Step, device: str) -> float:
+    """Seconds of one call, on CUDA until the device has finished."""
     start = time.perf_counter()
     step()
     if device == "cuda":
@@ -79,7 +80,7 @@ def measure(
         except Exception as error:
             recorded[provider].error = error
             continue
-        once = min(_once(step, device) for _ in range(2))
+        once = min(timed_call(step, device) for _ in range(2))
         calls = int(min(200, max(5, seconds / max(once, 1e-6))))
         steps[provider] = (step, calls, once)
     for turn in range(TURNS):
@@ -89,6 +90,6 @@ def measure(
             step, calls, once = steps[provider]
             burst = (turn + 1) * calls // TURNS - turn * calls // TURNS
             for _ in range(int(WARM_S / once) if burst else 0):
-                _once(step, device)
-            recorded[provider].durations += [_once(step, device) for _ in range(burst)]
+                timed_call(step, device)
+            recorded[provider].durations += [timed_call(step, device) for _ in range(burst)]
     return recorded
