@@ -105,26 +105,40 @@ def best_peer(entries: list[dict[str, Any]], dense_gradient: bool = False) -> di
     return min(peers, key=lambda e: e["median_ms"]) if peers else None
 
 
-def table(summary: dict[str, Any], operation: str) -> str:
-    """A Markdown table of all groups of one operation: one line per shape and provider of ours."""
+#: Group prefixes in the order of the report, with what they are called.
+TITLES = {
+    "csr_linear-forward-": "csr_linear, forward",
+    "csr_linear-forward+backward-": "csr_linear, forward and weight gradient",
+    "reparameterize_kl-forward+backward-": "reparameterize_kl, forward and backward",
+    "l1_activity-forward+backward-": "l1_activity with relu, forward and backward",
+    "topk-forward+backward-": "topk, forward and backward",
+    "loader-": "Loader, one epoch",
+}
+
+
+def table(summary: dict[str, Any], prefixes: dict[str, str]) -> str:
+    """A Markdown table: one line per group and provider of ours, with the best peer of the group."""
     lines = [
-        "| shape | ours | ms | best peer | ms | **ratio** | floor ms |",
-        "|---|---|---:|---|---:|---:|---:|",
+        "| | shape | ours | ms | best peer | ms | **ratio** | floor ms |",
+        "|---|---|---|---:|---|---:|---:|---:|",
     ]
-    for group, entries in groups(summary).items():
-        if not group.startswith(operation):
-            continue
-        for entry in entries:
-            peer = best_peer(entries, dense_gradient="dense" in entry["provider"])
-            if not entry["provider"].startswith(OURS) or peer is None:
+    for prefix, title in prefixes.items():
+        for group, entries in groups(summary).items():
+            if not group.startswith(prefix):
                 continue
-            floor = floor_ms(entry, summary)
-            name = entry["provider"].removeprefix(OURS).strip() or "forward"
-            lines.append(
-                f"| {entry['shape']} | {name} | {entry['median_ms']:.2f} | {peer['provider']} "
-                f"| {peer['median_ms']:.2f} | **{peer['median_ms'] / entry['median_ms']:.2f}x** "
-                f"| {f'{floor:.2f}' if floor else '-'} |"
-            )
+            for entry in entries:
+                peer = best_peer(entries, dense_gradient="dense" in entry["provider"])
+                if not entry["provider"].startswith(OURS) or peer is None:
+                    continue
+                floor = floor_ms(entry, summary)
+                name = entry["provider"].removeprefix(OURS).strip()
+                lines.append(
+                    f"| {title} | {entry['shape']} | {name} | {entry['median_ms']:.2f} "
+                    f"| {peer['provider']} | {peer['median_ms']:.2f} "
+                    f"| **{peer['median_ms'] / entry['median_ms']:.2f}x** "
+                    f"| {f'{floor:.2f}' if floor else '-'} |"
+                )
+                title = ""
     return "\n".join(lines)
 
 
@@ -161,22 +175,12 @@ def heading(summary: dict[str, Any]) -> str:
 
 
 def text(summary: dict[str, Any], detail: bool) -> str:
-    """The whole report as Markdown."""
-    parts = [heading(summary), ""]
-    titles = {
-        "csr_linear-forward-": "csr_linear, forward",
-        "csr_linear-forward+backward-": "csr_linear, forward and weight gradient",
-        "reparameterize_kl-forward+backward-": "reparameterize_kl, forward and backward",
-        "l1_activity-forward+backward-": "l1_activity with relu, forward and backward",
-        "topk-forward+backward-": "topk, forward and backward",
-        "loader-": "Loader: one epoch",
-    }
-    for prefix, title in titles.items():
-        if any(g.startswith(prefix) for g in groups(summary)):
-            parts += [f"**{title}**", "", table(summary, prefix), ""]
-    if detail:
-        parts += ["**Everything**", "", full_table(summary), ""]
-    return "\n".join(parts)
+    """The whole report as Markdown; without `detail`, what belongs on a first page."""
+    if not detail:
+        short = {prefix: title for prefix, title in TITLES.items() if prefix != "loader-"}
+        return f"{heading(summary)}\n\n{table(summary, short)}\n"
+    parts = [heading(summary), "", table(summary, TITLES), ""]
+    return "\n".join([*parts, "**Everything**", "", full_table(summary), ""])
 
 
 def insert(document: Path, name: str, content: str) -> None:
