@@ -237,27 +237,30 @@ struct Simd<double> {
 
 #else
 
-// No known instruction set: four lanes that the compiler maps to what the baseline has.
+// No known instruction set: 16 bytes, in the compiler's own vector type, which it maps to what the
+// baseline has.
 template <typename acc>
 struct SimdGeneric {
   using acc_t = acc;
-  struct vec_t {
-    acc lane[4];
-  };
-  static constexpr int64_t kWidth = 4;
+  typedef acc vec_t __attribute__((vector_size(16)));
+  static constexpr int64_t kWidth = 16 / sizeof(acc);
   static constexpr int kRegisters = 8;
   static vec_t zero() { return vec_t{}; }
-  static vec_t set1(acc x) { return vec_t{{x, x, x, x}}; }
+  static vec_t set1(acc x) { return vec_t{} + x; }
   static vec_t fmadd(vec_t a, vec_t b, vec_t c) {
+#if defined(__FMA__) || defined(__aarch64__)
     vec_t out;
-    for (int i = 0; i < 4; ++i) out.lane[i] = SPARSEVAE_ISA::fmadd(a.lane[i], b.lane[i], c.lane[i]);
+    for (int i = 0; i < kWidth; ++i) out[i] = SPARSEVAE_ISA::fmadd(a[i], b[i], c[i]);
     return out;
+#else
+    return a * b + c;
+#endif
   }
-  static vec_t add(vec_t a, vec_t b) {
-    for (int i = 0; i < 4; ++i) a.lane[i] += b.lane[i];
-    return a;
+  static vec_t add(vec_t a, vec_t b) { return a + b; }
+  static acc reduce(vec_t a) {
+    if constexpr (kWidth == 2) return a[0] + a[1];
+    return (a[0] + a[kWidth - 2]) + (a[1] + a[kWidth - 1]);
   }
-  static acc reduce(vec_t a) { return (a.lane[0] + a.lane[2]) + (a.lane[1] + a.lane[3]); }
 };
 
 template <typename T, typename acc>
@@ -265,14 +268,15 @@ struct SimdGenericOf : SimdGeneric<acc> {
   using vec_t = typename SimdGeneric<acc>::vec_t;
   static vec_t load(const T* p) {
     vec_t out;
-    for (int i = 0; i < 4; ++i) out.lane[i] = to_acc(p[i]);
+    for (int i = 0; i < SimdGeneric<acc>::kWidth; ++i) out[i] = to_acc(p[i]);
     return out;
   }
   static void store(T* p, vec_t v) {
-    for (int i = 0; i < 4; ++i) from_acc(v.lane[i], p[i]);
+    for (int i = 0; i < SimdGeneric<acc>::kWidth; ++i) from_acc(v[i], p[i]);
   }
 };
 
+using SimdF32 = SimdGeneric<float>;
 template <>
 struct Simd<float> : SimdGenericOf<float, float> {};
 template <>
@@ -283,5 +287,35 @@ template <>
 struct Simd<float16_bits> : SimdGenericOf<float16_bits, float> {};
 
 #endif
+
+// The first n < kWidth elements at p, zeros after them; and back. What is left of a row at its end
+// passes through the same vector code as the rest, so that a value does not depend on its position.
+template <typename T>
+inline typename Simd<T>::vec_t load_part(const T* p, int64_t n) {
+  alignas(64) T lanes[Simd<T>::kWidth] = {};
+  for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
+  return Simd<T>::load(lanes);
+}
+
+template <typename T>
+inline void store_part(T* p, typename Simd<T>::vec_t v, int64_t n) {
+  alignas(64) T lanes[Simd<T>::kWidth];
+  Simd<T>::store(lanes, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
+}
+
+// A whole vector while there are n >= kWidth elements left, else what is left.
+template <typename T>
+inline typename Simd<T>::vec_t load_upto(const T* p, int64_t n) {
+  return n >= Simd<T>::kWidth ? Simd<T>::load(p) : load_part(p, n);
+}
+
+template <typename T>
+inline void store_upto(T* p, typename Simd<T>::vec_t v, int64_t n) {
+  if (n >= Simd<T>::kWidth)
+    Simd<T>::store(p, v);
+  else
+    store_part(p, v, n);
+}
 
 }  // namespace sparsevae::SPARSEVAE_ISA
