@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cuda_emu.cases import check, problem, run
+from cuda_emu.cases_csr_linear import check, problem, run
 
 import sparsevae_ext as sv
 from sparsevae_ext import functional

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cuda_emu import build, cases
-from cuda_emu.cases import check, problem, run
+from cuda_emu import build
+from cuda_emu import cases_csr_linear as cases
+from cuda_emu.cases_csr_linear import DTYPES, check, problem, run
+from cuda_emu.sanitized import sanitized
 
 REASON = build.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=f"CUDA emulation: {REASON}")
 
 SIZES = (1, 31, 33, 127, 129, 600, 1271)
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Rows of every kind: empty, one entry, a little more than a warp's 64, more than a block's 256.
 LENGTHS = [0, 1, 5, 70, 0, 33, 3, 2, 300, 0]
 LONG = [3, 0, 1500, 1]
@@ -182,54 +180,13 @@ def test_host_visible_errors(ops: Any) -> None:
         ops.csr_linear(p.crow[:1], p.col, p.values, p.weight, p.bias)
 
 
-def small_cases(library: str) -> None:
-    """What the sanitized run does: every path of the kernels at sizes that take seconds."""
-    torch.ops.load_library(library)
-    ops = getattr(torch.ops, build.NAMESPACE)
-    for dtype in DTYPES:
-        for width in (36, 129):
-            check(ops, problem([0, 1, 70, 3, 0], 9, width, dtype=dtype))
-        check(ops, problem([300, 130], 9, 33, dtype=dtype, index=torch.int64), padded=True)
-    check(ops, problem([300, 130], 9, 128))
-    check(ops, problem([0, 1, 70, 3, 0], 9, 36, misaligned=True))
-    check(ops, problem([300, 130], 9, 36, misaligned=True))
-    check(ops, problem([2] * 40, 9, 700))
-    check(ops, problem([], 0, 4))
-    check(ops, problem([0, 0], 3, 5))
-
-
-def sanitized(code: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python code on this module under ASan and UBSan; `library` is the path of their build."""
-    tests = Path(__file__).parent
-    found = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(path.strip() for path in found),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-        "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent))),
-        "OMP_NUM_THREADS": "1",
-    }
-    start = f"import test_cuda_emulated as tests\nlibrary = {str(build.build(sanitize=True))!r}\n"
-    command = [sys.executable, "-c", start + code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def test_small_cases_under_sanitizers() -> None:
-    done = sanitized("tests.small_cases(library)")
-    assert done.returncode == 0, done.stderr[-4000:]
-
-
 def test_sanitizers_see_the_kernels() -> None:
-    """Without this the test above could pass because nothing is instrumented."""
+    """Without this test_cuda_emulated_sanitized.py could pass because nothing is instrumented."""
     done = sanitized(
+        "import test_cuda_emulated as tests\n"
         "p = tests.problem([5, 70], 9, 36)\n"
-        "tests.torch.ops.load_library(library)\n"
         "p.values.untyped_storage().resize_(32)\n"
-        "tests.torch.ops.sparsevae_cuda_emu.csr_linear(p.crow, p.col, p.values, p.weight, None)\n"
+        "ops.csr_linear(p.crow, p.col, p.values, p.weight, None)\n"
     )
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr and "gather_sum_kernel" in done.stderr
@@ -258,11 +215,9 @@ BAD_INPUTS: dict[str, tuple[list[int], str, int, int, str]] = {
 }
 
 
-def bad_inputs(library: str) -> None:
+def bad_inputs(ops: Any) -> None:
     """Runs each bad input in a child process and prints how the children ended, as JSON."""
     torch.set_num_threads(1)
-    torch.ops.load_library(library)
-    ops = getattr(torch.ops, build.NAMESPACE)
     endings = {}
     for name, (lengths, where, position, value, _) in BAD_INPUTS.items():
         for op in ("forward", "values_grad", "weight_grad", "weight_grad_rows"):
@@ -297,7 +252,7 @@ def bad_inputs(library: str) -> None:
 
 
 def test_bad_indices_stop_before_memory_is_touched() -> None:
-    done = sanitized("tests.bad_inputs(library)")
+    done = sanitized("import test_cuda_emulated as tests\ntests.bad_inputs(ops)")
     assert done.returncode == 0, done.stderr[-4000:]
     endings = json.loads(done.stdout)
     assert len(endings) >= len(BAD_INPUTS)

@@ -202,7 +202,7 @@ def test_the_cap_is_reached_in_a_run_of_any_length_and_given_back():
 def scripted_metrics(monkeypatch, values):
     remaining = iter(values)
     monkeypatch.setattr(
-        loop, "evaluate", lambda *args, **kwargs: {"ndcg@100": next(remaining), "perplexity": 1.0}
+        loop, "measure", lambda *args, **kwargs: {"ndcg@100": next(remaining), "perplexity": 1.0}
     )
 
 
@@ -305,16 +305,16 @@ def test_a_signal_saves_within_the_epoch_and_resume_is_bit_equal(tmp_path, numbe
 def test_a_signal_during_validation_repeats_only_the_validation(monkeypatch, tmp_path):
     options = {"valid": dataset(20, seed=1), "epochs": 3}
     train(vae(), out=tmp_path / "whole", **options)
-    evaluate, calls = loop.evaluate, []
+    measure, calls = loop.measure, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 2:
             torch.rand(7), os.kill(os.getpid(), signal.SIGINT)
             raise AssertionError("the signal did not arrive")
-        return evaluate(*args, **kwargs)
+        return measure(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate", interrupted)
+    monkeypatch.setattr(loop, "measure", interrupted)
     with pytest.raises(Interrupted):
         train(vae(), out=tmp_path / "parts", **options)
     assert load_checkpoint(tmp_path / "parts" / "last.pt")["batch"] == 4

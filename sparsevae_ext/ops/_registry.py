@@ -13,6 +13,21 @@ OPS = (
     "csr_linear_weight_grad_rows",
     "csr_linear_values_grad",
     "csr_transpose",
+    "batch_topk",
+    "batch_topk_backward",
+    "jumprelu",
+    "jumprelu_backward",
+    "topk",
+    "topk_backward",
+    "kl_sparsity",
+    "kl_sparsity_backward",
+    "l1_activity",
+    "l1_activity_backward",
+    "l2_activity",
+    "l2_activity_backward",
+    "reparameterize_kl",
+    "reparameterize_kl_backward",
+    "reparameterize_kl_counted",
 )
 
 #: Ops whose CUDA form is the plain-torch one on purpose, with the reason.

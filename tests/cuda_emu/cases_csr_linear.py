@@ -156,3 +156,26 @@ def check(ops: Any, p: Problem, padded: bool = False) -> dict[str, Tensor]:
     for name, result in results.items():
         assert result.dtype == p.values.dtype, name
     return results
+
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def small_cases(ops: Any) -> None:
+    """Every path of the kernels, at sizes that take seconds under a sanitizer."""
+    for dtype in DTYPES:
+        for width in (36, 129):
+            check(ops, problem([0, 1, 70, 3, 0], 9, width, dtype=dtype))
+        check(ops, problem([300, 130], 9, 33, dtype=dtype, index=torch.int64), padded=True)
+    check(ops, problem([300, 130], 9, 128))
+    check(ops, problem([0, 1, 70, 3, 0], 9, 36, misaligned=True))
+    check(ops, problem([300, 130], 9, 36, misaligned=True))
+    check(ops, problem([2] * 40, 9, 700))
+    check(ops, problem([], 0, 4))
+    check(ops, problem([0, 0], 3, 5))
+
+
+def tiny_cases(ops: Any) -> None:
+    """Every kernel with a block or two, for the thread sanitizer."""
+    check(ops, problem([0, 1, 70], 9, 36))
+    check(ops, problem([300, 1], 9, 33), padded=True)

@@ -1,0 +1,137 @@
+// l1_activity and l2_activity on the CPU: checks, threads and memory; the inner loops are in isa/.
+//
+// A thread owns whole rows, so the bits do not depend on the number of threads. The ops are bound
+// by memory: outputs ask for huge pages before they are touched, and those that the caches could
+// not hold are written past them.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <tuple>
+
+#include "../common/dispatch.h"
+#include "../ops/activity.h"
+#include "activity_table.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace sparsevae {
+namespace {
+
+// Outputs from this size on are written past the caches. The activated values are read again soon,
+// and while the last level of cache may still hold them that is worth more than the saved read.
+constexpr int64_t kStreamValues = int64_t{24} << 20;
+constexpr int64_t kStreamGradient = int64_t{8} << 20;
+
+Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+Tensor new_matrix(const Tensor& like) {
+  Tensor out = torch::stable::new_empty(like, {like.size(0), like.size(1)});
+  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+  return out;
+}
+
+int64_t bytes(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
+
+// Rows that may lie apart, or hold one number only, are read where they are: sum() and mean() hand
+// down gradients that are expanded from a single number.
+bool is_constant_by_row(const Tensor& t) { return t.stride(1) == 0 && t.size(1) > 1; }
+
+Tensor with_readable_rows(const Tensor& t) {
+  return t.stride(1) == 1 || is_constant_by_row(t) ? t : as_contiguous(t);
+}
+
+// body(first, last) over runs of rows of equal length.
+template <typename F>
+void over_rows(const Tensor& matrix, const F& body) {
+  const int64_t n_rows = matrix.size(0), parts = std::min(parts_for(matrix.numel()), n_rows);
+  parallel_parts(parts,
+                 [&](int64_t part) { body(n_rows * part / parts, n_rows * (part + 1) / parts); });
+}
+
+std::tuple<Tensor, Tensor> forward(const char* op, int order, const Tensor& h_in,
+                                   const std::string& name) {
+  check_activity(op, h_in);
+  const Activation activation = parse_activation(op, name);
+  const Tensor h = as_contiguous(h_in);
+  Tensor activated = new_matrix(h);
+  Tensor penalty = torch::stable::new_empty(h, {h.size(0)}, wide_type(h));
+  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    const ActivityForward<scalar_t, wide_t<scalar_t>> args{
+        static_cast<const scalar_t*>(h.data_ptr()),
+        static_cast<scalar_t*>(activated.data_ptr()),
+        static_cast<wide_t<scalar_t>*>(penalty.data_ptr()),
+        h.size(1),
+        activation,
+        order,
+        bytes(h) >= kStreamValues};
+    over_rows(h, [&](int64_t first, int64_t last) {
+      activity_loops<scalar_t>().forward(args, first, last);
+    });
+  });
+  return {activated, penalty};
+}
+
+Tensor backward(const char* op, int order, const std::optional<Tensor>& grad_activated_in,
+                const std::optional<Tensor>& grad_penalty_in, const Tensor& activated_in,
+                const std::string& name) {
+  check_activity_backward(op, grad_activated_in, grad_penalty_in, activated_in);
+  const Activation activation = parse_activation(op, name);
+  const Tensor activated = as_contiguous(activated_in);
+  std::optional<Tensor> grad_activated, grad_penalty;
+  if (grad_activated_in) grad_activated = with_readable_rows(*grad_activated_in);
+  if (grad_penalty_in) grad_penalty = as_contiguous(*grad_penalty_in);
+  Tensor grad_h = new_matrix(activated);
+  dispatch_floating<float16_bits, bfloat16_bits>(op, activated, [&](auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    using acc_t = wide_t<scalar_t>;
+    const ActivityBackward<scalar_t, acc_t> args{
+        grad_activated ? static_cast<const scalar_t*>(grad_activated->data_ptr()) : nullptr,
+        grad_penalty ? static_cast<const acc_t*>(grad_penalty->data_ptr()) : nullptr,
+        static_cast<const scalar_t*>(activated.data_ptr()),
+        static_cast<scalar_t*>(grad_h.data_ptr()),
+        activated.size(1),
+        grad_activated ? grad_activated->stride(0) : 0,
+        grad_activated && is_constant_by_row(*grad_activated),
+        activation,
+        order,
+        bytes(activated) >= kStreamGradient};
+    if (activated.numel() == 0) return;  // an empty gradient has no address, as if it were missing
+    over_rows(activated, [&](int64_t first, int64_t last) {
+      activity_loops<scalar_t>().backward(args, first, last);
+    });
+  });
+  return grad_h;
+}
+
+std::tuple<Tensor, Tensor> l1_activity(const Tensor& h, const std::string& activation) {
+  return forward("l1_activity", 1, h, activation);
+}
+
+std::tuple<Tensor, Tensor> l2_activity(const Tensor& h, const std::string& activation) {
+  return forward("l2_activity", 2, h, activation);
+}
+
+Tensor l1_activity_backward(const std::optional<Tensor>& grad_activated,
+                            const std::optional<Tensor>& grad_penalty, const Tensor& activated,
+                            const std::string& activation) {
+  return backward("l1_activity_backward", 1, grad_activated, grad_penalty, activated, activation);
+}
+
+Tensor l2_activity_backward(const std::optional<Tensor>& grad_activated,
+                            const std::optional<Tensor>& grad_penalty, const Tensor& activated,
+                            const std::string& activation) {
+  return backward("l2_activity_backward", 2, grad_activated, grad_penalty, activated, activation);
+}
+
+}  // namespace
+}  // namespace sparsevae
+
+STABLE_TORCH_LIBRARY_IMPL(sparsevae_ext, CPU, m) {
+  m.impl("l1_activity", TORCH_BOX(&sparsevae::l1_activity));
+  m.impl("l2_activity", TORCH_BOX(&sparsevae::l2_activity));
+  m.impl("l1_activity_backward", TORCH_BOX(&sparsevae::l1_activity_backward));
+  m.impl("l2_activity_backward", TORCH_BOX(&sparsevae::l2_activity_backward));
+}

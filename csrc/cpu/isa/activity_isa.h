@@ -1,0 +1,60 @@
+// The inner loops of the activity ops and the column sums of kl_sparsity, as one table of functions
+// per instruction set. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../../common/activation.h"
+#include "../../common/half.h"
+
+namespace sparsevae {
+
+// acc_t is float for the 16-bit types, else scalar_t. Matrices are (n_rows, width), contiguous.
+template <typename scalar_t, typename acc_t>
+struct ActivityForward {
+  const scalar_t* h;
+  scalar_t* activated;
+  acc_t* penalty;  // (n_rows,)
+  int64_t width;
+  Activation activation;
+  int order;    // of the penalty: 1 is sum |a|, 2 is sum a^2
+  bool stream;  // write past the caches: the output is larger than they are
+};
+
+template <typename scalar_t, typename acc_t>
+struct ActivityBackward {
+  const scalar_t* grad_activated;  // or nullptr; row r begins at r * grad_stride
+  const acc_t* grad_penalty;       // (n_rows,) or nullptr
+  const scalar_t* activated;
+  scalar_t* grad_h;
+  int64_t width;
+  int64_t grad_stride;
+  bool grad_is_constant;  // one number for a whole row, as sum() hands it down
+  Activation activation;
+  int order;
+  bool stream;
+};
+
+template <typename scalar_t, typename acc_t>
+struct ActivityLoops {
+  // Rows [first, last).
+  void (*forward)(const ActivityForward<scalar_t, acc_t>&, int64_t first, int64_t last);
+  void (*backward)(const ActivityBackward<scalar_t, acc_t>&, int64_t first, int64_t last);
+  // sums[j] = sum over n_rows rows of h[row, j], in an order that n_rows alone decides.
+  void (*column_sums)(const scalar_t* h, int64_t n_rows, int64_t width, acc_t* sums);
+};
+
+struct ActivityTable {
+  ActivityLoops<float, float> f32;
+  ActivityLoops<double, double> f64;
+  ActivityLoops<bfloat16_bits, float> bf16;
+  ActivityLoops<float16_bits, float> f16;
+};
+
+const ActivityTable& activity_table_generic();
+#if defined(__x86_64__)
+const ActivityTable& activity_table_avx2();
+const ActivityTable& activity_table_avx512();
+#endif
+
+}  // namespace sparsevae

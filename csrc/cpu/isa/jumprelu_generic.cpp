@@ -1,0 +1,13 @@
+// Compiled with the flags of generic (see tools/extension_build.py); must not include anything that
+// other files share inline.
+#define SPARSEVAE_ISA isa_generic
+#include "jumprelu_loops.h"
+
+namespace sparsevae {
+
+const JumpReLUTable& jumprelu_table_generic() {
+  static constexpr JumpReLUTable table = SPARSEVAE_ISA::make_jumprelu_table();
+  return table;
+}
+
+}  // namespace sparsevae

@@ -1,0 +1,53 @@
+// The inner loop of topk and batch_topk, as one table of functions per instruction set. Free of
+// torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../../common/half.h"
+
+namespace sparsevae {
+
+template <typename scalar_t>
+struct Wide {
+  using type = float;
+};
+template <>
+struct Wide<double> {
+  using type = double;
+};
+// What a type is compared in: float for the 16-bit types.
+template <typename scalar_t>
+using wide_t = typename Wide<scalar_t>::type;
+
+// Room that a buffer must have beyond its capacity, because the last vectors are written whole.
+constexpr int64_t kScanSlack = 64;
+
+template <typename scalar_t>
+struct TopKLoops {
+  // Walks x[*next, end) and lists, in order, every entry that is not <= threshold: its value and
+  // its position. Stops early when `capacity` is reached (up to kScanSlack more may be listed).
+  // Returns how many were listed and moves *next to the first entry not looked at. A nan threshold
+  // lists everything; a nan entry is always listed.
+  int64_t (*scan)(const scalar_t* x, int64_t* next, int64_t end, wide_t<scalar_t> threshold,
+                  wide_t<scalar_t>* value, int32_t* position, int64_t capacity);
+  // Splits some or all of x[0, n) into at most `limit` groups and writes the largest number of each
+  // (-inf for a group of nans). Returns the number of groups, a multiple of the vector width; 0 if
+  // the groups would be tiny.
+  int64_t (*maxima)(const scalar_t* x, int64_t n, wide_t<scalar_t>* out, int64_t limit);
+};
+
+struct TopKTable {
+  TopKLoops<float> f32;
+  TopKLoops<double> f64;
+  TopKLoops<bfloat16_bits> bf16;
+  TopKLoops<float16_bits> f16;
+};
+
+const TopKTable& topk_table_generic();
+#if defined(__x86_64__)
+const TopKTable& topk_table_avx2();
+const TopKTable& topk_table_avx512();
+#endif
+
+}  // namespace sparsevae

@@ -1,0 +1,138 @@
+// jumprelu on the CPU: threads, memory, and the order of the sum over rows; the loops are in isa/.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <type_traits>
+
+#include "../common/dispatch.h"
+#include "../ops/jumprelu.h"
+#include "isa.h"
+#include "isa/jumprelu_isa.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace sparsevae {
+namespace {
+
+// The threshold's gradient is summed within blocks of rows and then over the blocks. Their number
+// depends on the batch alone, and so do the bits of the sum.
+constexpr int64_t kMaxRowBlocks = 32;
+constexpr int64_t kMinBlockRows = 8;
+
+Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+const JumpReLUTable& table() {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case Isa::avx512:
+      return jumprelu_table_avx512();
+    case Isa::avx2:
+      return jumprelu_table_avx2();
+    default:
+      break;
+  }
+#endif
+  return jumprelu_table_generic();
+}
+
+template <typename scalar_t>
+using acc_of = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+
+template <typename scalar_t>
+const JumpReLULoops<scalar_t, acc_of<scalar_t>>& loops() {
+  if constexpr (std::is_same_v<scalar_t, float>)
+    return table().f32;
+  else if constexpr (std::is_same_v<scalar_t, double>)
+    return table().f64;
+  else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>)
+    return table().bf16;
+  else
+    return table().f16;
+}
+
+std::tuple<Tensor, Tensor> jumprelu(const Tensor& h_in, const Tensor& threshold_in,
+                                    double bandwidth) {
+  const char* op = "jumprelu";
+  check_jumprelu(op, h_in, threshold_in, bandwidth);
+  const Tensor h = as_contiguous(h_in), threshold = as_contiguous(threshold_in);
+  const int64_t rows = h.size(0), width = h.size(1);
+  Tensor out = torch::stable::new_empty(h, {rows, width});
+  Tensor count = torch::stable::new_empty(threshold, {rows});
+  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    using acc_t = acc_of<scalar_t>;
+    const JumpReLUForward<scalar_t, acc_t> args{
+        static_cast<const scalar_t*>(h.data_ptr()), static_cast<const acc_t*>(threshold.data_ptr()),
+        static_cast<scalar_t*>(out.data_ptr()), static_cast<acc_t*>(count.data_ptr()), width};
+    const int64_t parts = parts_for(rows * width);
+    parallel_parts(parts, [&](int64_t part) {
+      loops<scalar_t>().forward(args, rows * part / parts, rows * (part + 1) / parts);
+    });
+  });
+  return {out, count};
+}
+
+template <typename acc_t>
+void combine(const std::vector<acc_t>& sums, int64_t blocks, int64_t width, acc_t scale,
+             acc_t* out) {
+  for (int64_t j = 0; j < width; ++j) out[j] = 0;
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t j = 0; j < width; ++j) out[j] += sums[b * width + j];
+  for (int64_t j = 0; j < width; ++j) out[j] *= scale;
+}
+
+std::tuple<Tensor, Tensor> jumprelu_backward(const std::optional<Tensor>& grad_out_in,
+                                             const std::optional<Tensor>& grad_count_in,
+                                             const Tensor& h_in, const Tensor& threshold_in,
+                                             double bandwidth, bool wants_h, bool wants_threshold) {
+  const char* op = "jumprelu_backward";
+  check_jumprelu_backward(grad_out_in, grad_count_in, h_in, threshold_in, bandwidth);
+  const Tensor h = as_contiguous(h_in), threshold = as_contiguous(threshold_in);
+  std::optional<Tensor> grad_out, grad_count;
+  if (grad_out_in) grad_out = as_contiguous(*grad_out_in);
+  if (grad_count_in) grad_count = as_contiguous(*grad_count_in);
+  const int64_t rows = h.size(0), width = h.size(1);
+  Tensor grad_h = wants_h ? torch::stable::new_empty(h, {rows, width})
+                          : torch::stable::new_empty(h, {int64_t{0}});
+  Tensor grad_threshold =
+      torch::stable::new_empty(threshold, {wants_threshold ? width : int64_t{0}});
+  advise_huge_pages(grad_h.data_ptr(), grad_h.numel() * grad_h.element_size());
+
+  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    using acc_t = acc_of<scalar_t>;
+    const JumpReLUBackward<scalar_t, acc_t> args{
+        grad_out ? static_cast<const scalar_t*>(grad_out->data_ptr()) : nullptr,
+        grad_count ? static_cast<const acc_t*>(grad_count->data_ptr()) : nullptr,
+        static_cast<const scalar_t*>(h.data_ptr()),
+        static_cast<const acc_t*>(threshold.data_ptr()),
+        wants_h ? static_cast<scalar_t*>(grad_h.data_ptr()) : nullptr,
+        static_cast<acc_t>(0.5 * bandwidth),
+        width};
+    const int64_t block_rows = std::max(kMinBlockRows, (rows + kMaxRowBlocks - 1) / kMaxRowBlocks);
+    const int64_t blocks = (rows + block_rows - 1) / block_rows;
+    std::vector<acc_t> sums(wants_threshold ? blocks * width : 0);
+    const int64_t parts = std::min(std::max<int64_t>(blocks, 1), parts_for(rows * width));
+    parallel_parts(parts, [&](int64_t part) {
+      for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b)
+        loops<scalar_t>().backward(args, b * block_rows, std::min(rows, (b + 1) * block_rows),
+                                   wants_threshold ? sums.data() + b * width : nullptr);
+    });
+    if (wants_threshold)
+      combine(sums, blocks, width, static_cast<acc_t>(-1.0 / bandwidth),
+              static_cast<acc_t*>(grad_threshold.data_ptr()));
+  });
+  return {grad_h, grad_threshold};
+}
+
+}  // namespace
+}  // namespace sparsevae
+
+STABLE_TORCH_LIBRARY_IMPL(sparsevae_ext, CPU, m) {
+  m.impl("jumprelu", TORCH_BOX(&sparsevae::jumprelu));
+  m.impl("jumprelu_backward", TORCH_BOX(&sparsevae::jumprelu_backward));
+}
