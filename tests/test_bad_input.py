@@ -187,6 +187,91 @@ CASES = {
         IndexError,
         "column index 3 at position 1",
     ),
+    "nll of a count under a bernoulli": (
+        lambda: functional.bernoulli_nll(torch.zeros(2, 3), batch()),
+        ValueError,
+        r"bernoulli_nll\(\): expected values in \[0, 1\], but got 2.0 at position 1",
+    ),
+    "nll of nan under a gaussian": (
+        lambda: functional.gaussian_nll(torch.zeros(2, 3), batch(values=(1.0, torch.nan, 3.0))),
+        ValueError,
+        r"gaussian_nll\(\): expected values that are numbers, but got nan at position 1",
+    ),
+    "nll with a log-variance of another shape": (
+        lambda: functional.gaussian_nll(torch.zeros(2, 3), batch(), torch.zeros(2)),
+        RuntimeError,
+        r"expected logvar of shape \(2, 3\) or \(3,\), but got \(2,\)",
+    ),
+    "nll with an unknown reduction": (
+        lambda: functional.bernoulli_nll(torch.zeros(2, 3), batch(), reduction="avg"),
+        ValueError,
+        "avg is not a valid value for reduction",
+    ),
+    "squared error of integers": (
+        lambda: functional.squared_error(torch.zeros(2, 3).long(), batch()),
+        NotImplementedError,
+        "\"squared_error\" not implemented for 'Long'",
+    ),
+    "unknown sparsity": (
+        lambda: sv.models.SparseAutoencoder(3, 2, sparsity="l3:1"),
+        ValueError,
+        "expected sparsity to be one of l1:weight, l2:weight, kl:weight:rho",
+    ),
+    "log-variance of a bernoulli": (
+        lambda: sv.models.VAE(3, hidden=2, latent=1, learn_logvar=True),
+        ValueError,
+        "expected learn_logvar with likelihood 'gaussian', but got 'bernoulli'",
+    ),
+    "l1_activity of one dimension": (
+        lambda: functional.l1_activity(torch.ones(3)),
+        RuntimeError,
+        r"l1_activity\(\): expected h of shape \(B, H\), but got \(3,\)",
+    ),
+    "l2_activity of a list": (
+        lambda: functional.l2_activity([[1.0]]),
+        TypeError,
+        r"l2_activity\(\): expected h to be a torch.Tensor, but got list",
+    ),
+    "l1_activity of integers": (
+        lambda: functional.l1_activity(torch.ones(2, 3, dtype=torch.int64)),
+        NotImplementedError,
+        "\"l1_activity\" not implemented for 'Long'",
+    ),
+    "l1_activity with an unknown activation": (
+        lambda: functional.l1_activity(torch.ones(2, 3), "gelu"),
+        ValueError,
+        "one of identity, relu, sigmoid, tanh, softplus, but got 'gelu'",
+    ),
+    "l1_activity with a function": (
+        lambda: functional.l1_activity(torch.ones(2, 3), torch.relu),
+        TypeError,
+        "expected activation to be a str, but got builtin_function_or_method",
+    ),
+    "kl_sparsity with rho 1": (
+        lambda: functional.kl_sparsity(torch.ones(2, 3), 1.0),
+        ValueError,
+        r"kl_sparsity\(\): expected rho in \(0, 1\), but got 1.0",
+    ),
+    "kl_sparsity with rho nan": (
+        lambda: functional.kl_sparsity(torch.ones(2, 3), float("nan")),
+        ValueError,
+        r"expected rho in \(0, 1\), but got nan",
+    ),
+    "kl_sparsity with a tensor as rho": (
+        lambda: functional.kl_sparsity(torch.ones(2, 3), torch.tensor(0.5)),
+        TypeError,
+        "expected rho to be a float, but got Tensor",
+    ),
+    "kl_sparsity of three dimensions": (
+        lambda: functional.kl_sparsity(torch.ones(2, 3, 4), 0.5),
+        RuntimeError,
+        r"expected h of shape \(B, H\), but got \(2, 3, 4\)",
+    ),
+    "kl_sparsity of numbers outside the unit interval": (
+        lambda: functional.kl_sparsity(torch.full((2, 3), 2.0), 0.5),
+        ValueError,
+        r"expected h with column means in \[0, 1\], but got 2 in column 0",
+    ),
 }
 
 

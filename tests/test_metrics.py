@@ -288,7 +288,7 @@ def test_unigram_perplexity_by_hand():
 def test_baselines_equal_the_slow_definition(monkeypatch):
     train, rows = counts(100, seed=3), counts(seed=4)
     fold_in, held_out = split_fold_in(rows, seed=2)
-    monkeypatch.setattr("sparsevae_ext.train.baselines._ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("sparsevae_ext.data.blocks.ROWS_AT_A_TIME", 7)
     result = evaluate_baselines(train, fold_in, held_out, batch_size=9, ks=(3, 20))
     popular = np.diff(train.tocsc().indptr)
     order = sorted(range(30), key=lambda j: (-popular[j], j))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sparsevae_ext.data import CSRBatch
-from sparsevae_ext.models import MultDAE, MultVAE, sampling
-from sparsevae_ext.models.sampling import sample_multinomial_rows
+from sparsevae_ext.models import MultDAE, MultVAE
+from sparsevae_ext.models.sampling import blocks, sample_multinomial_rows
 
 N = 41
 
@@ -119,7 +119,7 @@ def test_given_rows_are_imitated():
 
 def test_blocks_do_not_disturb_rows(monkeypatch):
     """Every row keeps its own probabilities when rows are drawn a few at a time."""
-    monkeypatch.setattr(sampling, "_BLOCK_ELEMENTS", 2 * 5)
+    monkeypatch.setattr(blocks, "BLOCK_ELEMENTS", 2 * 5)
     probs = torch.eye(5).roll(2, 1)
     batch = draw(probs, [4, 3, 0, 2, 1])
     check_canonical(batch)
@@ -132,7 +132,7 @@ def test_a_uniform_number_next_to_one_stays_in_its_row(monkeypatch):
         return torch.full(shape, 1 - 2.0**-53, dtype=dtype)
 
     monkeypatch.setattr(torch, "rand", ones)
-    n = sampling._MAX_BLOCK_ROWS
+    n = blocks.MAX_BLOCK_ROWS
     probs = torch.tensor([[0.5, 0.5]]).repeat(n, 1)
     assert torch.equal(draw(probs, [1] * n).to_dense(), torch.tensor([[0.0, 1.0]]).repeat(n, 1))
 

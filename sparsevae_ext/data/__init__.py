@@ -11,15 +11,20 @@ from .index import TransposedIndex
 from .loader import CSRLoader
 from .readers import read
 from .spam import load_spam
+from .sparsity import SparsityReport, SparsityStats, sparsity_report, sparsity_stats
 
 __all__ = [
     "CSRBatch",
     "CSRDataset",
     "CSRLoader",
     "DataFileError",
+    "SparsityReport",
+    "SparsityStats",
     "TransposedIndex",
     "load_spam",
     "read",
+    "sparsity_report",
+    "sparsity_stats",
     "verify_folder",
     "write_folder",
 ]

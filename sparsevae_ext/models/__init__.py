@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
-from .base import REGISTRY, ModelOutput, MultinomialModel, build
+from .base import REGISTRY, Model, ModelOutput, build
+from .likelihood import LikelihoodModel
 from .mult_dae import MultDAE
 from .mult_vae import MultVAE
+from .multinomial import MultinomialModel
+from .sampling import LengthDistribution, row_totals_like
+from .sparse_autoencoder import SparseAutoencoder
+from .sparsity import parse_sparsity
+from .vae import VAE
 
-__all__ = ["REGISTRY", "ModelOutput", "MultDAE", "MultVAE", "MultinomialModel", "build"]
+__all__ = [
+    "LengthDistribution",
+    "LikelihoodModel",
+    "Model",
+    "ModelOutput",
+    "MultDAE",
+    "MultVAE",
+    "MultinomialModel",
+    "REGISTRY",
+    "SparseAutoencoder",
+    "VAE",
+    "build",
+    "parse_sparsity",
+    "row_totals_like",
+]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from ..data.batch import CSRBatch
 from ..nn import CSRLinear
-from ..ops.multinomial_nll import multinomial_nll
-from .base import ModelOutput, MultinomialModel, as_batch
+from .multinomial import MultinomialModel
 
 __all__ = ["MultDAE"]
 
@@ -47,24 +45,13 @@ class MultDAE(MultinomialModel):
         self.output = nn.Linear(hidden, n_items)
         self.reset_parameters()
 
-    def forward(
-        self, batch: CSRBatch | Tensor, target: CSRBatch | Tensor | None = None
-    ) -> ModelOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            batch: (B, N) rows to encode.
-            target: (B, N) counts to reconstruct; None takes ``batch``.
-        """
-        rows = as_batch(batch)
-        counts = rows if target is None else as_batch(target)
-        nll = multinomial_nll(self.output(self.hidden(rows, noisy=self.training)), counts)
-        zero = torch.zeros_like(nll)
-        return ModelOutput(nll, nll, zero, zero)
+    def draw_code(self, hidden: Tensor) -> tuple[Tensor, None]:
+        """The hidden layer is the code, and there is no prior."""
+        return hidden, None
 
     def encode(self, batch: CSRBatch | Tensor) -> Tensor:
         """Gives the code (B, hidden); no dropout, whatever the mode."""
-        return self.hidden(as_batch(batch), noisy=False)
+        return self.hidden(self.rows(batch), noisy=False)
 
     def decode_hidden(self, code: Tensor) -> Tensor:
         """The code is the input of the output layer."""

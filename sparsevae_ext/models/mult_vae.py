@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.batch import CSRBatch
 from ..nn import CSRLinear
-from ..ops.multinomial_nll import multinomial_nll
-from ..ops.reparameterize_kl import reparameterize_kl
-from .base import ModelOutput, MultinomialModel, as_batch
+from .multinomial import MultinomialModel
+from .posterior import GaussianPosterior
 
 __all__ = ["MultVAE"]
 
 
-class MultVAE(MultinomialModel):
+class MultVAE(GaussianPosterior, MultinomialModel):
     r"""Mult-VAE: a variational autoencoder for rows of counts.
 
     .. math::
@@ -64,35 +61,3 @@ class MultVAE(MultinomialModel):
         self.decoder = nn.Linear(latent, hidden)
         self.output = nn.Linear(hidden, n_items)
         self.reset_parameters()
-
-    def forward(
-        self, batch: CSRBatch | Tensor, target: CSRBatch | Tensor | None = None
-    ) -> ModelOutput:
-        """Computes the loss of a batch.
-
-        Args:
-            batch: (B, N) rows to encode.
-            target: (B, N) counts to reconstruct; None takes ``batch``.
-        """
-        rows = as_batch(batch)
-        counts = rows if target is None else as_batch(target)
-        mu, logvar = self.posterior(self.hidden(rows, noisy=self.training)).chunk(2, dim=1)
-        eps = None if self.training else torch.zeros_like(mu)
-        z, divergence = reparameterize_kl(mu, logvar, eps=eps)
-        nll = multinomial_nll(self.output(self.decode_hidden(z)), counts)
-        kl = divergence.mean()
-        return ModelOutput(nll + self.beta * kl, nll, kl, torch.zeros_like(nll))
-
-    def encode(self, batch: CSRBatch | Tensor) -> Tensor:
-        """Gives the posterior mean (B, latent); no dropout, whatever the mode."""
-        return self.posterior(self.hidden(as_batch(batch), noisy=False)).chunk(2, dim=1)[0]
-
-    def decode_hidden(self, code: Tensor) -> Tensor:
-        """Gives the decoder's hidden layer (B, hidden) for codes (B, latent)."""
-        return torch.tanh(self.decoder(code))
-
-    def prior_codes(self, n: int, generator: torch.Generator | None) -> Tensor:
-        """Draws n codes from the standard normal prior."""
-        weight = self.decoder.weight
-        code = torch.randn(n, self.latent, device=weight.device, generator=generator)
-        return code.to(weight.dtype)

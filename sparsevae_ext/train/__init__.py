@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
+from ..data import sparsity_report
 from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .codes import (
+    ActiveUnits,
+    PosteriorCollapseWarning,
+    PosteriorSummary,
+    active_units,
+    code_summary,
+    posterior_summary,
+)
 from .fit import fit
+from .generate import sample_run
 from .history import History
 from .interrupts import Interrupted
 from .loop import NonFiniteLossError
 from .options import FitOptions
-from .runs import RunSettings, evaluate_run, load_run, recommend_run, saved_settings, train_run
+from .reconstruction import ExplainedVariance
+from .runs import evaluate_run, load_run, recommend_run, saved_settings, train_run
 from .schedules import LinearAnnealing
 from .seed import seed_everything
+from .settings import RunSettings
 from .split import Split, split_rows
 
 __all__ = [
+    "ActiveUnits",
     "CheckpointError",
+    "ExplainedVariance",
     "FitOptions",
     "History",
     "Interrupted",
     "LinearAnnealing",
     "NonFiniteLossError",
+    "PosteriorCollapseWarning",
+    "PosteriorSummary",
     "RunSettings",
     "Split",
+    "active_units",
+    "code_summary",
     "evaluate_run",
     "fit",
     "load_checkpoint",
     "load_run",
+    "posterior_summary",
     "recommend_run",
+    "sample_run",
     "save_checkpoint",
     "saved_settings",
     "seed_everything",
+    "sparsity_report",
     "split_rows",
     "train_run",
 ]

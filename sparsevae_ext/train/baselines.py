@@ -5,21 +5,19 @@ Both go through the same `evaluate` as the models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from ..data.batch import CSRBatch
+from ..data.blocks import csr_blocks
 from ..models.ranking import multinomial_row_nll, top_items
 from .metrics import evaluate
 
 __all__ = ["Popularity", "evaluate_baselines"]
-
-_ROWS_AT_A_TIME = 65536
 
 
 class Popularity:
@@ -45,6 +43,7 @@ class Popularity:
         ValueError: if `smoothing` is not positive.
 
     Example:
+        >>> import scipy.sparse as sp
         >>> p = Popularity(sp.csr_matrix([[0.0, 5.0, 1.0], [0.0, 0.0, 1.0]]))
         >>> p.recommend(CSRBatch.from_dense(torch.zeros(1, 3)), 2)[1]
         tensor([[2, 1]])
@@ -55,7 +54,7 @@ class Popularity:
             raise ValueError(f"Popularity(): expected smoothing > 0, but got {smoothing}")
         n_items = train.shape[1]
         rows, totals = np.zeros(n_items), np.zeros(n_items)
-        for block in _blocks(train):
+        for block in csr_blocks(train, "Popularity"):
             rows += np.bincount(block.indices[block.data != 0], minlength=n_items)
             totals += np.bincount(block.indices, weights=block.data, minlength=n_items)
         smoothed = totals + smoothing
@@ -112,6 +111,7 @@ def evaluate_baselines(
         "popularity": its Recall@k and NDCG@k; "unigram": its perplexity.
 
     Example:
+        >>> import scipy.sparse as sp
         >>> rows = sp.csr_matrix(np.ones((3, 4)))
         >>> result = evaluate_baselines(rows, rows, rows, ks=(2,))
         >>> round(result["unigram"]["perplexity"], 6)
@@ -120,14 +120,3 @@ def evaluate_baselines(
     result = evaluate(Popularity(train), fold_in, held_out, batch_size, ks)
     ranking = {name: value for name, value in result.items() if "@" in name}
     return {"popularity": ranking, "unigram": {"perplexity": result["perplexity"]}}
-
-
-def _blocks(data: Any) -> Iterator[sp.csr_matrix]:
-    for start in range(0, data.shape[0], _ROWS_AT_A_TIME):
-        stop = min(start + _ROWS_AT_A_TIME, data.shape[0])
-        if hasattr(data, "rows"):
-            yield data.rows(np.arange(start, stop)).to_scipy()
-        elif isinstance(data, CSRBatch):
-            yield data[start:stop].to_scipy()
-        else:
-            yield data[start:stop]

@@ -19,7 +19,8 @@ from .directions import latent_directions
 from .history import History
 from .metrics import split_fold_in
 from .report import metric_cells, metric_header, table
-from .runs import RunSettings, load_run, train_run, write_metrics
+from .runs import load_run, train_run, write_metrics
+from .settings import RunSettings
 
 __all__ = ["DEMO", "demo_text", "run_demo"]
 
@@ -75,7 +76,7 @@ def run_demo(
     twins = compare_with_dense(
         settings.data,
         hidden=settings.hidden or 600,
-        latent=settings.latent,
+        latent=settings.latent or 200,
         batch_size=settings.batch_size,
         threads=torch.get_num_threads(),
         seed=seed,

@@ -46,9 +46,11 @@ def fit(
 
     Minimises the mean over rows of `model(batch).loss` with Adam. A model that has a `beta` is
     annealed: beta(t) = beta * min(1, t / (anneal_fraction * total steps)) (Liang et al. 2018,
-    section 2.2.2). After every `valid_every` epochs the validation rows are ranked (strong
-    generalisation: 80 % of a row's entries folded in, the others ranked) and the epoch with the
-    highest NDCG@100 is kept.
+    section 2.2.2). After every `valid_every` epochs the model is measured on the validation rows
+    and the best epoch is kept. For a model that recommends that is the epoch with the highest
+    NDCG@100 (strong generalisation: 80 % of a row's entries folded in, the others ranked), for
+    any other the one with the lowest loss at the full beta. Active units are counted along for a
+    model with a posterior, l0 and dead units for one that counts its firing.
 
     Args:
         model: gives a named tuple with `loss`, `nll`, `kl` and `penalty` for a CSRBatch.
@@ -64,8 +66,8 @@ def fit(
         optimizer: a name `optimizers.make_optimizer` knows.
         valid_every: epochs between validations.
         device: where to train, "cpu", "cuda", "cuda:1" ...
-        patience: stop after that many validations in a row without a better NDCG@100; None never
-            stops early.
+        patience: stop after that many validations in a row without a better NDCG@100 or
+            loss; None never stops early.
         out: directory for last.pt, best.pt (atomic, checksummed) and history.csv; None writes
             nothing.
         resume: continue from out/last.pt. On a CPU the result is bit-equal to that of a run that
@@ -90,6 +92,9 @@ def fit(
             written to a checkpoint.
         CheckpointError: a checkpoint cannot be read or written.
         Interrupted: Ctrl-C or SIGTERM; the state was saved first (when `out` is given).
+
+    Warns:
+        PosteriorCollapseWarning: no unit of the posterior was active at the last validation.
 
     Example:
         >>> import numpy as np, scipy.sparse as sp, sparsevae_ext as sv

@@ -21,7 +21,7 @@ class History:
         rows: one dict per epoch: epoch (from 1), step, loss, nll, kl, penalty (means per training
             row, nats), beta (at the epoch's last step), rows_per_s, seconds, wait_share, and with
             validation the metrics as "valid_recall@20" and so on.
-        best_epoch: epoch (from 1) with the highest monitored metric; 0 without validation.
+        best_epoch: epoch (from 1) with the best monitored metric; 0 without validation.
         best_metric: that metric, None without validation.
         stopped: "epochs" (all were run), "early" (no improvement for `patience` validations) or
             "paused" (stop_after was reached; the run can be resumed).

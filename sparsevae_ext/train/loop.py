@@ -13,17 +13,16 @@ from ..data import CSRBatch, CSRDataset, CSRLoader
 from .checkpoint import CheckpointError, link_checkpoint, load_checkpoint, save_checkpoint
 from .history import History, Row, TensorBoardLog
 from .interrupts import Interrupted, StopSignals
-from .metrics import evaluate, split_fold_in
+from .metrics import split_fold_in
 from .optimizers import make_optimizer
 from .options import FitOptions
 from .progress import Progress
 from .schedules import LinearAnnealing
 from .seed import get_rng_state, seed_everything, set_rng_state
+from .validation import KEPT, measure, monitor_of, warn_of_collapse
 
 __all__ = ["NonFiniteLossError", "Run"]
 
-MONITOR = "ndcg@100"
-_KEPT = ("recall@20", "recall@50", MONITOR, "perplexity")
 # Steps between looks at the loss: on a CPU it is at hand, elsewhere looking waits for the device.
 _CHECK_EVERY = {"cpu": 1}
 _CHECK_EVERY_ELSEWHERE = 50
@@ -66,6 +65,7 @@ class Run:
         if isinstance(valid, CSRDataset):
             valid = split_fold_in(valid, seed=options.seed) if len(valid) else None
         self.valid = valid
+        self.monitor = monitor_of(model)
         self.beta: LinearAnnealing | None = None
         if hasattr(self.model, "beta"):
             self.beta = LinearAnnealing(
@@ -117,6 +117,7 @@ class Run:
                 raise
         if restore_best:
             self._restore_best()
+        warn_of_collapse(self.history)
         return self.history
 
     def close(self) -> None:
@@ -227,18 +228,13 @@ class Run:
             return {}
         # Whether and how often one validates must not change what is trained.
         rng = get_rng_state()
-        training = self.model.training
-        self.model.eval()
+        if self.beta is not None:
+            # Losses of different epochs compare only under one weight of the divergence.
+            self.model.beta = self.beta.cap
         try:
-            with torch.no_grad():
-                return evaluate(
-                    self.model,
-                    self.valid[0],
-                    self.valid[1],
-                    batch_size=self.options.batch_size,
-                )
+            # A unit is dead when a whole epoch has passed without it.
+            return measure(self.model, *self.valid, self.options.batch_size, dead_after=self.rows)
         finally:
-            self.model.train(training)
             set_rng_state(rng)
 
     def _finish_epoch(self, metrics: dict[str, float], last: int) -> None:
@@ -255,7 +251,7 @@ class Run:
             "seconds": self.seconds,
             "wait_share": self.waited / max(self.seconds, 1e-9),
         }
-        row.update({f"valid_{name}": metrics[name] for name in _KEPT if name in metrics})
+        row.update({f"valid_{name}": metrics[name] for name in KEPT if name in metrics})
         self.history.rows.append(row)
         self.epoch += 1
         self.batch = self.rows_done = 0
@@ -263,12 +259,10 @@ class Run:
         self.sums.zero_()
         better = False
         if metrics:
-            best = self.history.best_metric
-            # nan where no validation row has an entry to hold out: never better.
-            better = metrics[MONITOR] > (best if best is not None else float("-inf"))
+            better = self.monitor.better(metrics[self.monitor.name], self.history.best_metric)
             self.bad_validations = 0 if better else self.bad_validations + 1
             if better:
-                self.history.best_metric = float(metrics[MONITOR])
+                self.history.best_metric = float(metrics[self.monitor.name])
                 self.history.best_epoch = self.epoch
         finished = self.epoch == self.options.epochs or self._exhausted()
         if self._exhausted():
@@ -281,7 +275,7 @@ class Run:
             self.events.write(row)
         if self.history.stopped == "early":
             self.progress.line(
-                f"stopped: no better {MONITOR} in {self.bad_validations} validations; "
+                f"stopped: no better {self.monitor.name} in {self.bad_validations} validations; "
                 f"best epoch {self.history.best_epoch}"
             )
 

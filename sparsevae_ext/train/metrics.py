@@ -32,7 +32,16 @@ from torch import Tensor
 
 from ..data.batch import CSRBatch
 
-__all__ = ["Recommender", "evaluate", "ndcg_at_k", "perplexity", "recall_at_k", "split_fold_in"]
+__all__ = [
+    "Recommender",
+    "as_scipy",
+    "evaluate",
+    "evaluation_mode",
+    "ndcg_at_k",
+    "perplexity",
+    "recall_at_k",
+    "split_fold_in",
+]
 
 Array = NDArray[Any]
 
@@ -77,7 +86,7 @@ def split_fold_in(
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"split_fold_in(): expected fraction in (0, 1), but got {fraction}")
-    rows = _as_scipy(data, "split_fold_in")
+    rows = as_scipy(data, "split_fold_in")
     if rows.nnz and not np.all(rows.data):
         rows = rows.copy()
         rows.eliminate_zeros()
@@ -200,7 +209,7 @@ def evaluate(
         raise ValueError(
             f"evaluate(): expected batch_size >= 1 and ks >= 1, but got {batch_size} and {ks}"
         )
-    shown, hidden = _as_scipy(fold_in, "evaluate"), _as_scipy(held_out, "evaluate")
+    shown, hidden = as_scipy(fold_in, "evaluate"), as_scipy(held_out, "evaluate")
     if shown.shape != hidden.shape:
         raise RuntimeError(
             f"evaluate(): expected fold_in and held_out of one shape, but got {shown.shape} and "
@@ -209,7 +218,7 @@ def evaluate(
     rankable = np.flatnonzero(np.diff(hidden.indptr))
     sums: dict[str, list[Array]] = {f"{name}@{k}": [] for k in ks for name in ("recall", "ndcg")}
     nll, words = [0.0], [0.0]
-    with _evaluation_mode(model) as device:
+    with evaluation_mode(model) as device:
         for start in range(0, len(rankable), batch_size):
             rows = rankable[start : start + batch_size]
             relevant = hidden[rows]
@@ -233,7 +242,7 @@ def evaluate(
 
 
 @contextmanager
-def _evaluation_mode(model: Any) -> Iterator[torch.device]:
+def evaluation_mode(model: Any) -> Iterator[torch.device]:
     """Puts a module into evaluation mode without gradients, and back; gives its device."""
     if not isinstance(model, torch.nn.Module):
         yield torch.device("cpu")
@@ -247,7 +256,8 @@ def _evaluation_mode(model: Any) -> Iterator[torch.device]:
         model.train(training)
 
 
-def _as_scipy(data: Any, op: str) -> sp.csr_matrix:
+def as_scipy(data: Any, op: str) -> sp.csr_matrix:
+    """The rows as a scipy CSR matrix; raises TypeError naming ``op`` for anything else."""
     if hasattr(data, "to_scipy"):
         data = data.to_scipy()
     if not sp.issparse(data) or data.format != "csr":
@@ -267,7 +277,7 @@ def _keep(rows: sp.csr_matrix, row_of: Array, chosen: Array) -> sp.csr_matrix:
 def _hits(items: Array | Tensor, held_out: Any, k: int, op: str) -> tuple[Array, Array]:
     """Gives the hits (B, k) as float64 and the number of relevant items (B,)."""
     ranked = items.cpu().numpy() if isinstance(items, Tensor) else np.asarray(items)
-    relevant = _as_scipy(held_out, op)
+    relevant = as_scipy(held_out, op)
     if relevant.nnz and not np.all(relevant.data):
         relevant = relevant.copy()
         relevant.eliminate_zeros()

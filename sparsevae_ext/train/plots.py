@@ -6,10 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ..data import SparsityReport
 from .directions import Direction
 from .history import History
 
-__all__ = ["demo_figure", "require_matplotlib", "training_figure"]
+__all__ = ["canvas", "demo_figure", "require_matplotlib", "sparsity_figure", "training_figure"]
 
 _BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9762b", "#9aa3ad", "#22272e"
 _STYLE: dict[Any, Any] = {
@@ -47,7 +50,7 @@ def training_figure(history: History, path: str | os.PathLike[str]) -> None:
         history: of a run.
         path: the file.
     """
-    with _canvas(figsize=(6.4, 6.0)) as (figure, save):
+    with canvas(figsize=(6.4, 6.0)) as (figure, save):
         top, bottom = figure.subplots(2, 1, sharex=True)
         _curves(top, bottom, history, {})
         save(path)
@@ -70,7 +73,7 @@ def demo_figure(
         title: line above all panels.
         baselines: names and NDCG@100 of what the model is compared with.
     """
-    with _canvas(figsize=(14.5, 7.6)) as (figure, save):
+    with canvas(figsize=(14.5, 7.6)) as (figure, save):
         left, right = figure.subfigures(1, 2, width_ratios=(0.62, 1), wspace=0.02)
         figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=_INK)
         top, bottom = left.subplots(2, 1, sharex=True)
@@ -83,7 +86,55 @@ def demo_figure(
         save(path)
 
 
-class _canvas:
+def sparsity_figure(report: SparsityReport, path: str | os.PathLike[str], title: str = "") -> None:
+    """Write the row lengths and the column frequencies of generated rows and data as a PNG.
+
+    Args:
+        report: see `data.sparsity_report`.
+        path: the file.
+        title: line above both panels.
+    """
+    sides = (("data", report.data, _GREY), ("generated", report.generated, _BLUE))
+    with canvas(figsize=(11.0, 4.6)) as (figure, save):
+        figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=_INK)
+        left, right = figure.subplots(1, 2)
+        longest = max((side.row_lengths.max(initial=0) for _, side, _ in sides), default=0)
+        # The tail of row lengths is long: equal steps of the logarithm, and a place for 0.
+        bins = np.concatenate([[0.0], np.geomspace(0.5, longest + 1.0, 40)])
+        for name, side, color in sides:
+            weights = np.full(len(side.row_lengths), 1.0 / max(1, len(side.row_lengths)))
+            left.hist(
+                side.row_lengths,
+                bins,
+                weights=weights,
+                histtype="stepfilled" if name == "data" else "step",
+                linewidth=2,
+                alpha=0.45 if name == "data" else 1.0,
+                color=color,
+                label=name,
+            )
+        left.set_xscale("symlog", linthresh=1.0)
+        left.set_xlim(left=0)
+        left.set_title(f"Row lengths: KS distance {report.row_length_ks:.3f}")
+        left.set_xlabel("non-zeros per row")
+        left.set_ylabel("share of the rows")
+        left.legend(frameon=False)
+        frequencies = [1.0 - side.zero_fractions for _, side, _ in sides]
+        right.scatter(*frequencies, s=8, color=_BLUE, alpha=0.35, linewidths=0)
+        reach = max((float(part.max(initial=0.0)) for part in frequencies), default=0.0)
+        lowest = min((float(part[part > 0].min(initial=1.0)) for part in frequencies), default=1.0)
+        right.plot([0, reach], [0, reach], color=_INK, linewidth=0.8)
+        for axis in (right.set_xscale, right.set_yscale):
+            axis("symlog", linthresh=lowest)
+        right.set_xlim(0, reach * 1.3)
+        right.set_ylim(0, reach * 1.3)
+        right.set_title(f"Columns: correlation {report.column_correlation:.3f}")
+        right.set_xlabel("share of the data's rows with the column")
+        right.set_ylabel("share of the generated rows")
+        save(path)
+
+
+class canvas:
     """A figure on the file-only backend, whatever backend the user's session has chosen."""
 
     def __init__(self, figsize: tuple[float, float]) -> None:
@@ -125,16 +176,23 @@ def _curves(top: Any, bottom: Any, history: History, baselines: dict[str, float]
         twin.spines["right"].set_visible(True)
         twin.spines["right"].set_color(_ORANGE)
 
-    epochs, ndcg = history.column("valid_ndcg@100")
-    bottom.set_title("NDCG@100 on rows not trained on")
+    epochs, values = history.column("valid_ndcg@100")
+    pick, form, title = max, ".3f", "NDCG@100 on rows not trained on"
+    if not epochs:
+        # A model that does not recommend is measured by its loss, where less is better.
+        loss = history.column("valid_loss")
+        if loss[0]:
+            (epochs, values), pick, form = loss, min, ".5g"
+            title = "Loss on rows not trained on, nats per row"
+    bottom.set_title(title)
     bottom.set_xlabel("epoch")
     if epochs:
-        bottom.plot(epochs, ndcg, color=_BLUE, linewidth=2)
-        best = max(range(len(ndcg)), key=ndcg.__getitem__)
-        bottom.scatter([epochs[best]], [ndcg[best]], color=_BLUE, s=36, zorder=3)
+        bottom.plot(epochs, values, color=_BLUE, linewidth=2)
+        best = pick(range(len(values)), key=values.__getitem__)
+        bottom.scatter([epochs[best]], [values[best]], color=_BLUE, s=36, zorder=3)
         bottom.annotate(
-            f"best {ndcg[best]:.3f}",
-            (epochs[best], ndcg[best]),
+            f"best {values[best]:{form}}",
+            (epochs[best], values[best]),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",

@@ -9,6 +9,14 @@ from tqdm import tqdm
 
 __all__ = ["Progress"]
 
+_VALIDATION = {
+    "valid_ndcg@100": ("valid ndcg@100", ".4f"),
+    "valid_loss": ("valid loss", ".5g"),
+    "valid_active_units": ("active units", ".0f"),
+    "valid_l0": ("l0", ".4g"),
+    "valid_dead_units": ("dead", ".0f"),
+}
+
 
 class Progress:
     """Reports a run on `stream`.
@@ -71,7 +79,10 @@ def _epoch_line(row: dict[str, float | int], epochs: int, best: bool) -> str:
     parts = [f"epoch {row['epoch']:>{width}}/{epochs}", f"loss {row['loss']:.5g}"]
     if row["kl"]:
         parts.append(f"nll {row['nll']:.5g}  kl {row['kl']:.4g}  beta {row['beta']:.3g}")
+    if row["penalty"]:
+        parts.append(f"penalty {row['penalty']:.4g}")
     parts.append(f"{row['rows_per_s']:,.0f} rows/s")
-    if "valid_ndcg@100" in row:
-        parts.append(f"valid ndcg@100 {row['valid_ndcg@100']:.4f}")
+    parts += [
+        f"{label} {row[name]:{form}}" for name, (label, form) in _VALIDATION.items() if name in row
+    ]
     return "  ".join(parts) + ("  *" if best else "")

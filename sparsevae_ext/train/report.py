@@ -14,6 +14,13 @@ _LABELS = {
     "ndcg@100": "NDCG@100",
     "perplexity": "perplexity",
 }
+# What a model that does not recommend is measured by, and what is known of its code.
+_PARTS = {"loss": ",.4f", "nll": ",.4f", "kl": ",.4f", "penalty": ",.4g"}
+_USE = {
+    "active_units": ("active units", ",.0f"),
+    "l0": ("l0", ",.1f"),
+    "dead_units": ("dead units", ",.0f"),
+}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,12 +62,16 @@ def run_report(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
         f"{result['train_rows_per_s']:,.0f} rows/s"
         + (f", best epoch {result['best_epoch']}" if result["best_epoch"] else "")
     ]
-    if "test" in result:
+    if "loss" in result.get("test", {}):
+        title = f"{result['split']['test']} test rows"
+        lines += ["", _parts_table(title, "model", result["test"]), ""]
+    elif "test" in result:
         rows = [["model", *metric_cells(result["test"])]]
         rows += [
             [name, *metric_cells(values)] for name, values in result.get("baselines", {}).items()
         ]
         lines += ["", table([f"{result['split']['test']} test rows", *metric_header()], rows), ""]
+        lines += [f"{label}: {value}\n" for label, value in _use(result["test"])]
     lines.append(f"written to {os.fspath(out)}")
     return "\n".join(lines)
 
@@ -69,7 +80,26 @@ def evaluation_report(result: dict[str, Any]) -> str:
     """Text of `sparsevae evaluate`."""
     head = f"{result['checkpoint']} (epoch {result['epoch']})"
     name = f"{result['n_rows']} {result['rows']} rows of {result['data']}"
-    return f"{head}\n" + table(["", *metric_header()], [[name, *metric_cells(result)]])
+    if "loss" in result:
+        return f"{head}\n" + _parts_table("", name, result)
+    lines = [head, table(["", *metric_header()], [[name, *metric_cells(result)]])]
+    lines += [f"{label}: {value}" for label, value in _use(result)]
+    return "\n".join(lines)
+
+
+def _parts_table(title: str, name: str, metrics: dict[str, Any]) -> str:
+    """The loss of a model that reconstructs, its parts per row, and the use of its code."""
+    cells = [(part, format(metrics[part], form)) for part, form in _PARTS.items()]
+    # A part that the model does not have is 0 in every row.
+    cells = [(part, cell) for part, cell in cells if part == "loss" or metrics[part]]
+    cells += _use(metrics)
+    return table([title, *(label for label, _ in cells)], [[name, *(cell for _, cell in cells)]])
+
+
+def _use(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (label, format(metrics[key], form)) for key, (label, form) in _USE.items() if key in metrics
+    ]
 
 
 def recommendation_report(result: list[dict[str, Any]]) -> str:

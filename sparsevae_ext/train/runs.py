@@ -6,7 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ from .checkpoint import CheckpointError, load_checkpoint, write_atomic
 from .fit import fit
 from .history import History
 from .memory import peak_memory_mib
-from .metrics import evaluate, split_fold_in
+from .metrics import split_fold_in
 from .seed import seed_everything
-from .split import Split, split_rows
+from .settings import RunSettings
+from .validation import measure, monitor_of, ranks
 
 __all__ = [
-    "RunSettings",
     "evaluate_run",
     "load_run",
     "recommend_run",
@@ -33,52 +33,6 @@ __all__ = [
 ]
 
 _OURS = ("last.pt", "best.pt", "metrics.json", "history.csv", "training.png", "demo.png")
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """What defines a run; kept in its checkpoints.
-
-    Args:
-        data: a file or folder `data.read` knows, or "spam".
-        model: a name in `models.REGISTRY`.
-        hidden: width of the hidden layers; None is the model's default.
-        latent: width of the code (mult-vae only).
-        beta: cap of the KL weight (mult-vae only).
-        dropout: probability of dropping a stored input value.
-        epochs, batch_size, lr, weight_decay, anneal_fraction, seed, valid_every: see `fit`.
-        valid_fraction: share of rows for early stopping and the choice of the best epoch.
-        test_fraction: share of rows for the final numbers.
-    """
-
-    data: str
-    model: str = "mult-vae"
-    hidden: int | None = None
-    latent: int = 200
-    beta: float = 0.2
-    dropout: float = 0.5
-    epochs: int = 20
-    batch_size: int = 500
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    anneal_fraction: float = 0.5
-    seed: int = 0
-    valid_every: int = 1
-    valid_fraction: float = 0.1
-    test_fraction: float = 0.1
-
-    def model_config(self, n_items: int) -> dict[str, Any]:
-        """The config that `models.build` makes this run's model of."""
-        config: dict[str, Any] = {"name": self.model, "n_items": n_items, "dropout": self.dropout}
-        if self.hidden is not None:
-            config["hidden"] = self.hidden
-        if self.model == "mult-vae":
-            config |= {"latent": self.latent, "beta": self.beta}
-        return config
-
-    def split(self, n_rows: int) -> Split:
-        """The run's rows, by `split_rows`."""
-        return split_rows(n_rows, self.valid_fraction, self.test_fraction, self.seed)
 
 
 def train_run(
@@ -104,7 +58,7 @@ def train_run(
         resume: go on from its last.pt.
         overwrite: remove the run that is there (only the files a run writes).
         device: see `fit`, like the following.
-        patience: validations without a better NDCG@100.
+        patience: validations without a better NDCG@100 or loss.
         checkpoint_every: epochs between writes of last.pt.
         stop_after: epochs of this call.
         tensorboard: write events.
@@ -123,13 +77,14 @@ def train_run(
     present = _refuse_existing(out, resume or overwrite)
     ds = dataset if dataset is not None else data.read(settings.data)
     facts = {"rows": ds.shape[0], "columns": ds.shape[1], "nnz": int(ds.nnz)}
+    model_config = settings.model_config(ds.shape[1])
     if resume:
         _refuse_other_data(out, settings, facts)
     parts = settings.split(len(ds))
     train, valid, test = (ds.subset(rows) for rows in parts)
     # The initial weights are part of the run: they come from its seed.
     seed_everything(settings.seed)
-    model = models.build(settings.model_config(ds.shape[1]))
+    model = models.build(model_config)
     config = {
         "label": label,
         "settings": asdict(settings),
@@ -169,15 +124,18 @@ def train_run(
         "epochs": len(history),
         "stopped": history.stopped,
         "best_epoch": history.best_epoch,
-        "best_valid_ndcg@100": history.best_metric,
+        f"best_valid_{monitor_of(model).name}": history.best_metric,
         "train_rows_per_s": _median([float(row["rows_per_s"]) for row in history.rows]),
         "peak_memory_mib": peak_memory_mib(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
     if len(test):
         fold_in, held_out = split_fold_in(test, seed=settings.seed)
-        result["test"] = _evaluate(model, fold_in, held_out, settings.batch_size)
-        result["baselines"] = evaluate_baselines(train, fold_in, held_out)
+        result["test"] = measure(
+            model, fold_in, held_out, settings.batch_size, dead_after=len(train)
+        )
+        if ranks(model):
+            result["baselines"] = evaluate_baselines(train, fold_in, held_out)
     write_metrics(out / "metrics.json", result)
     return result, history
 
@@ -188,7 +146,7 @@ def evaluate_run(
     rows: str = "auto",
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Measure a run's best epoch by strong generalisation.
+    """Measure a run's best epoch; see `validation.measure`.
 
     Args:
         run: a run's directory (best.pt, else last.pt) or one checkpoint file.
@@ -198,7 +156,8 @@ def evaluate_run(
         device: where to compute.
 
     Returns:
-        recall@20, recall@50, ndcg@100 and perplexity, with what was measured on what.
+        The measurements, with what was measured on what: recall@20, recall@50, ndcg@100 and
+        perplexity of a model that recommends, otherwise loss, nll, kl and penalty per row.
 
     Raises:
         ValueError: data of another width, or no such rows.
@@ -207,8 +166,8 @@ def evaluate_run(
     model, saved, path = load_run(run, device)
     settings = RunSettings(**saved["config"]["settings"])
     facts = saved["config"]["data"]
-    ds = data.read(data_path if data_path is not None else settings.data, n_cols=facts["columns"])
-    _check_width(ds, facts["columns"], data_path or settings.data)
+    ds, source = read_data(saved, data_path)
+    parts = settings.split(facts["rows"])
     own = (len(ds), int(ds.nnz)) == (facts["rows"], facts["nnz"])
     if rows == "auto":
         rows = "test" if own else "all"
@@ -218,17 +177,17 @@ def evaluate_run(
                 f"the {rows} rows are known only for the run's own data, "
                 f"{facts['rows']} rows with {facts['nnz']} non-zeros; use rows all"
             )
-        ds = ds.subset(getattr(settings.split(len(ds)), rows))
+        ds = ds.subset(getattr(parts, rows))
     if len(ds) == 0:
         raise ValueError(f"there are no {rows} rows to evaluate")
     fold_in, held_out = split_fold_in(ds, seed=settings.seed)
     return {
         "checkpoint": str(path),
         "epoch": saved["epoch"],
-        "data": data_path if data_path is not None else settings.data,
+        "data": source,
         "rows": rows,
         "n_rows": len(ds),
-        **_evaluate(model, fold_in, held_out, settings.batch_size),
+        **measure(model, fold_in, held_out, settings.batch_size, dead_after=len(parts.train)),
     }
 
 
@@ -259,10 +218,9 @@ def recommend_run(
         CheckpointError, DataFileError: a file cannot be read.
     """
     model, saved, _ = load_run(run, device)
-    path = data_path if data_path is not None else saved["config"]["settings"]["data"]
-    columns = saved["config"]["data"]["columns"]
-    ds = data.read(path, n_cols=columns)
-    _check_width(ds, columns, path)
+    ds, path = read_data(saved, data_path)
+    if not ranks(model):
+        raise ValueError(f"{saved['config']['model']['name']} is no model that recommends")
     for row in rows:
         if not 0 <= row < len(ds):
             raise ValueError(f"row {row} is out of range: {path} has rows 0 to {len(ds) - 1}")
@@ -317,6 +275,20 @@ def load_run(
     return model.to(device).eval(), saved, path
 
 
+def read_data(saved: dict[str, Any], path: str | None) -> tuple[CSRDataset, str]:
+    """The data at `path`, or what the checkpoint's run was trained on, and where it was read.
+
+    Raises:
+        ValueError: data of another width.
+        DataFileError: it cannot be read.
+    """
+    where = path if path is not None else str(saved["config"]["settings"]["data"])
+    columns = saved["config"]["data"]["columns"]
+    ds = data.read(where, n_cols=columns)
+    _check_width(ds, columns, where)
+    return ds, where
+
+
 def saved_settings(out: str | os.PathLike[str]) -> RunSettings:
     """The settings kept in a run's last.pt, for resuming it; raises CheckpointError."""
     path = Path(out) / "last.pt"
@@ -325,6 +297,9 @@ def saved_settings(out: str | os.PathLike[str]) -> RunSettings:
     kept = _load(path)["config"].get("settings")
     if kept is None:
         raise CheckpointError(f"{path} was not written by `sparsevae train`")
+    if kept["model"] == "mult-dae":
+        # Earlier versions kept options there that the model does not have.
+        kept = {name: value for name, value in kept.items() if name not in ("latent", "beta")}
     known = {field.name for field in fields(RunSettings)}
     return RunSettings(**{name: value for name, value in kept.items() if name in known})
 
@@ -346,13 +321,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, float) and not (float("-inf") < value < float("inf")):
         return None
     return value
-
-
-def _evaluate(model: Any, fold_in: Any, held_out: Any, batch_size: int) -> dict[str, float]:
-    model.eval()
-    with torch.no_grad():
-        metrics = evaluate(model, fold_in, held_out, batch_size=batch_size)
-    return {name: float(value) for name, value in metrics.items()}
 
 
 def _refuse_existing(out: Path, allowed: bool) -> list[str]:

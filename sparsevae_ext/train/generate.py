@@ -1,0 +1,96 @@
+"""Rows drawn from a run's model, written as CSR and compared with the data."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from ..data import CSRBatch, SparsityReport, sparsity_report
+from ..models import LengthDistribution
+from .runs import load_run, read_data
+
+__all__ = ["sample_run"]
+
+
+def sample_run(
+    run: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    n: int,
+    data_path: str | None = None,
+    *,
+    length: int | None = None,
+    density: float | None = None,
+    imitate: bool = False,
+    temperature: float | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[CSRBatch, SparsityReport, list[int]]:
+    """Draw rows from a run's model into a scipy .npz file.
+
+    A multinomial model takes the totals of its rows from the data's rows, at random; a Gaussian
+    one, whose own draws have no zeros, keeps as many entries of a row as such rows have.
+
+    Args:
+        run: a run's directory or checkpoint file.
+        out: the .npz file to write, whole or not at all.
+        n: how many rows.
+        data_path: the data to compare with and to take lengths from; None is what the run was
+            trained on.
+        length: multinomial only: the total of every row in place of the data's.
+        density: share of the cells to keep; not for a multinomial. A Bernoulli model without it
+            draws every cell.
+        imitate: draw at the codes of n rows of the data picked at random, not from the prior; a
+            model without a prior needs it.
+        temperature: see the model's `sample`.
+        seed: of every draw.
+        device: where to compute.
+
+    Returns:
+        The rows, their comparison with the data, and the rows imitated (none without `imitate`).
+
+    Raises:
+        ValueError: an option that the model does not have, or one out of range.
+        CheckpointError, DataFileError, OSError: a file cannot be read or written.
+    """
+    if n < 1:
+        raise ValueError(f"sample_run(): expected n >= 1, but got {n}")
+    model, saved, _ = load_run(run, device)
+    ds, _ = read_data(saved, data_path)
+    options: dict[str, Any] = {"seed": seed}
+    for name, value in (("length", length), ("density", density), ("temperature", temperature)):
+        if value is None:
+            continue
+        if name not in inspect.signature(model.sample).parameters:
+            kind = saved["config"]["model"]["name"]
+            raise ValueError(f"{kind} does not take a {name} to sample with")
+        options[name] = value
+    picked: list[int] = []
+    # A model without a choice of likelihood is multinomial.
+    likelihood = getattr(model, "likelihood", "multinomial")
+    if imitate:
+        # With replacement: there may be more rows to draw than rows in the data.
+        picked = np.random.default_rng(seed).integers(len(ds), size=n).tolist()
+        options["given"] = ds.rows(picked).to(device)
+    elif likelihood == "multinomial" and length is None:
+        options["length"] = LengthDistribution.of(ds)
+    elif likelihood == "gaussian" and density is None:
+        options["density"] = LengthDistribution.of(ds, "entries").draw(n, seed=seed).to(device)
+    rows = model.sample(n, **options).to("cpu")
+    _write(Path(out), rows)
+    return rows, sparsity_report(rows, ds), picked
+
+
+def _write(path: Path, rows: CSRBatch) -> None:
+    if path.suffix != ".npz":
+        raise ValueError(f"expected a file name that ends in .npz, but got {path}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
+    try:
+        sp.save_npz(temporary, rows.to_scipy())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

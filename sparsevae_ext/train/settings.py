@@ -1,0 +1,126 @@
+"""What defines a run: the data, the model and its options, the training and the split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .split import Split, split_rows
+
+__all__ = ["MODEL_OPTIONS", "RunSettings"]
+
+#: For each model the name its constructor gives the number of columns, and the options it takes
+#: with the values they have when none is given; None leaves an option to the model.
+MODEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mult-vae": ("n_items", {"hidden": None, "latent": 200, "beta": 0.2, "dropout": 0.5}),
+    "mult-dae": ("n_items", {"hidden": None, "dropout": 0.5}),
+    "vae": (
+        "n_features",
+        {
+            "hidden": None,
+            "latent": None,
+            "beta": None,
+            "dropout": None,
+            "likelihood": None,
+            "learn_logvar": None,
+            "free_bits": None,
+        },
+    ),
+    "sparse-autoencoder": (
+        "n_features",
+        {
+            "hidden": 256,
+            "activation": None,
+            "sparsity": None,
+            "loss": None,
+            "reduction": None,
+            "auxk": None,
+        },
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What defines a run; kept in its checkpoints.
+
+    An option of the model that is None is the model's default, and only models that have the
+    option may be given it.
+
+    Args:
+        data: a file or folder `data.read` knows, or "spam".
+        model: a name in `models.REGISTRY`.
+        hidden: width of the hidden layers; of the code for sparse-autoencoder (256).
+        latent: width of the code of mult-vae and vae.
+        beta: cap of the KL weight of mult-vae (0.2) and vae.
+        dropout: probability of dropping a stored input value; 0.5 for mult-vae and mult-dae.
+        likelihood: of vae: bernoulli, gaussian or multinomial.
+        learn_logvar: vae, gaussian: learn the variance of every column.
+        free_bits: of vae: nats per unit of the code that the divergence does not pay for.
+        activation: of the code of sparse-autoencoder.
+        sparsity: of the code of sparse-autoencoder, such as "l1:1e-4" or "topk:32".
+        loss: of sparse-autoencoder: bernoulli, gaussian or multinomial.
+        reduction: of sparse-autoencoder: elbo or keras.
+        auxk: of sparse-autoencoder: weight of the term that revives dead units.
+        epochs, batch_size, lr, weight_decay, anneal_fraction, seed, valid_every: see `fit`.
+        valid_fraction: share of rows for early stopping and the choice of the best epoch.
+        test_fraction: share of rows for the final numbers.
+
+    Raises:
+        ValueError: an unknown model, or an option that the model does not have.
+    """
+
+    data: str
+    model: str = "mult-vae"
+    hidden: int | None = None
+    latent: int | None = None
+    beta: float | None = None
+    dropout: float | None = None
+    likelihood: str | None = None
+    learn_logvar: bool | None = None
+    free_bits: float | None = None
+    activation: str | None = None
+    sparsity: str | None = None
+    loss: str | None = None
+    reduction: str | None = None
+    auxk: float | None = None
+    epochs: int = 20
+    batch_size: int = 500
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    anneal_fraction: float = 0.5
+    seed: int = 0
+    valid_every: int = 1
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.1
+
+    def __post_init__(self) -> None:
+        # Before any data is read, which may take long.
+        self.model_config(1)
+
+    def model_config(self, n_columns: int) -> dict[str, Any]:
+        """The config that `models.build` makes this run's model of."""
+        if self.model not in MODEL_OPTIONS:
+            raise ValueError(
+                f"expected model to be one of {sorted(MODEL_OPTIONS)}, but got {self.model!r}"
+            )
+        width, options = MODEL_OPTIONS[self.model]
+        config: dict[str, Any] = {"name": self.model, width: n_columns}
+        for name in sorted({name for _, table in MODEL_OPTIONS.values() for name in table}):
+            given = getattr(self, name)
+            if name not in options:
+                if given is not None:
+                    users = [model for model, (_, table) in MODEL_OPTIONS.items() if name in table]
+                    raise ValueError(
+                        f"--{name.replace('_', '-')} is not for --model {self.model}, "
+                        f"only for {', '.join(users)}"
+                    )
+                continue
+            value = options[name] if given is None else given
+            if value is not None:
+                config[name] = value
+        return config
+
+    def split(self, n_rows: int) -> Split:
+        """The run's rows, by `split_rows`."""
+        return split_rows(n_rows, self.valid_fraction, self.test_fraction, self.seed)

@@ -1,0 +1,121 @@
+"""What is measured of a model on rows it was not trained on, and which number decides."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+from .codes import (
+    PosteriorCollapseWarning,
+    active_units,
+    batches,
+    code_summary,
+    has_posterior,
+)
+from .history import History
+from .metrics import as_scipy, evaluate, evaluation_mode
+
+__all__ = ["KEPT", "Monitor", "measure", "monitor_of", "ranks", "warn_of_collapse"]
+
+#: Measurements that the history of a run keeps, with "valid_" before their names.
+KEPT = (
+    "recall@20",
+    "recall@50",
+    "ndcg@100",
+    "perplexity",
+    "loss",
+    "nll",
+    "kl",
+    "penalty",
+    "active_units",
+    "l0",
+    "dead_units",
+)
+
+
+class Monitor(NamedTuple):
+    """The measurement that chooses the best epoch.
+
+    Attributes:
+        name: of the measurement.
+        rises: whether a larger value is better.
+    """
+
+    name: str
+    rises: bool
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether ``value`` beats ``best``; nan never does."""
+        if best is None:
+            return value == value
+        return value > best if self.rises else value < best
+
+
+def ranks(model: Any) -> bool:
+    """Whether the model recommends; then it is measured by how it ranks held-out entries."""
+    return hasattr(model, "recommend") and hasattr(model, "row_nll")
+
+
+def monitor_of(model: Any) -> Monitor:
+    """NDCG@100 for a model that recommends, the loss for one that does not."""
+    return Monitor("ndcg@100", True) if ranks(model) else Monitor("loss", False)
+
+
+def measure(
+    model: Any, fold_in: Any, held_out: Any, batch_size: int, *, dead_after: int | None = None
+) -> dict[str, float]:
+    """Measures a model by what it is for.
+
+    A model that recommends ranks the held-out part of every row given its fold-in part
+    (`metrics.evaluate`). Any other model reconstructs the whole rows, which the two parts add up
+    to: the means over rows of its loss and of the parts of it, in evaluation mode. A model with a
+    posterior gets its active units counted besides, one with a firing counter the mean number of
+    units that fire (l0) and the dead ones.
+
+    Args:
+        model: in any mode.
+        fold_in: (rows, N) scipy CSR matrix, CSRBatch or CSRDataset.
+        held_out: the same shape.
+        batch_size: rows at a time.
+        dead_after: training rows of silence that make a unit dead.
+
+    Returns:
+        The measurements by name.
+    """
+    fold_in, held_out = as_scipy(fold_in, "measure"), as_scipy(held_out, "measure")
+    if ranks(model):
+        result = evaluate(model, fold_in, held_out, batch_size=batch_size)
+        seen = fold_in
+    else:
+        seen = (fold_in + held_out).tocsr()
+        result = _reconstruction(model, seen, batch_size)
+    if has_posterior(model):
+        result["active_units"] = float(active_units(model, seen, batch_size))
+    if getattr(model, "firing", None) is not None:
+        use = code_summary(model, seen, batch_size, dead_after=dead_after)
+        result |= {name: use[name] for name in ("l0", "dead_units")}
+    return result
+
+
+def warn_of_collapse(history: History) -> None:
+    """Warns when the run's last validation found no active unit."""
+    epochs, active = history.column("valid_active_units")
+    if active and active[-1] == 0:
+        warnings.warn(
+            f"the posterior has collapsed: no unit of the code is active after epoch "
+            f"{epochs[-1]}; a smaller beta, a slower annealing or free bits may help",
+            PosteriorCollapseWarning,
+            stacklevel=4,
+        )
+
+
+def _reconstruction(model: Any, rows: Any, batch_size: int) -> dict[str, float]:
+    names = ("loss", "nll", "kl", "penalty")
+    sums = dict.fromkeys(names, 0.0)
+    with evaluation_mode(model) as device:
+        for batch in batches(rows, batch_size, device, "measure"):
+            output = model(batch)
+            for name in names:
+                sums[name] += float(getattr(output, name)) * len(batch)
+    n = rows.shape[0]
+    return {name: total / n if n else float("nan") for name, total in sums.items()}
