@@ -111,7 +111,11 @@ TITLES = {
     "csr_linear-forward+backward-": "csr_linear, forward and weight gradient",
     "reparameterize_kl-forward+backward-": "reparameterize_kl, forward and backward",
     "l1_activity-forward+backward-": "l1_activity with relu, forward and backward",
+    "kl_sparsity-forward+backward-": "kl_sparsity, forward and backward",
+    "topk-forward-": "topk, forward",
     "topk-forward+backward-": "topk, forward and backward",
+    "batch_topk-forward-": "batch_topk, forward",
+    "jumprelu-forward+backward-": "jumprelu, forward and backward",
     "loader-": "Loader, one epoch",
 }
 
@@ -200,11 +204,31 @@ def keep_demo(run: Path) -> None:
     shutil.copy(run / "demo.png", ROOT / "docs" / "demo.png")
 
 
+def codes_table(results: dict[str, Any]) -> str:
+    """What examples/spam_codes.py measured, as two Markdown tables."""
+    lines = ["| logistic regression on | features | accuracy on test e-mails |", "|---|---:|---:|"]
+    for name, probe in results["probes"].items():
+        lines.append(f"| {name} | {probe['features']:,.0f} | {probe['accuracy']:.3f} |")
+    lines += [
+        "",
+        "| λ of the L1 penalty | units that fire (L0) | never fire | nats per e-mail | accuracy |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    for run in results["sparse_autoencoder"]:
+        lines.append(
+            f"| {run['lambda']:g} | {run['l0']:.1f} of {run['units']} | {run['dead_units']:.0f} "
+            f"| {run['nll']:.0f} | {run['probe_accuracy']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def write_documents() -> None:
     """Fill README.md and docs/performance.md from benchmarks/results/."""
     metrics = json.loads((RESULTS / "demo.json").read_text())
     lines = demo_text(metrics, Path("runs/demo"), "demo.png").strip()
     insert(ROOT / "README.md", "demo", f"```\n{lines}\n```")
+    codes = json.loads((RESULTS / "spam_codes.json").read_text())
+    insert(ROOT / "README.md", "codes", codes_table(codes))
     summary = json.loads((RESULTS / "cpu.json").read_text())
     insert(ROOT / "README.md", "cpu", text(summary, detail=False))
     insert(ROOT / "docs" / "performance.md", "cpu", text(summary, detail=True))
