@@ -2,13 +2,14 @@
 
 A ratio of two medians taken minutes apart says as much about the machine's other tenants as about the
 code. Here the first test of a group times every selected provider of the group, a few calls each, round
-and round, each turn beginning with the next provider (who comes after a large matrix product finds cold
-caches). Each provider's own test then replays its recorded durations into pytest-benchmark, whose
-statistics, comparison and JSON work as ever; the clock that it reads is `clock`, moved by the replay.
+and round, in a new order each time (who comes after a large matrix product finds cold caches). Each
+provider's own test then replays its recorded durations into pytest-benchmark, whose statistics,
+comparison and JSON work as ever; the clock that it reads is `clock`, moved by the replay.
 """
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ Step = Callable[[], object]
 TURNS = 20
 #: Uncounted calls for this long open a turn: they bring a provider's data back to the caches.
 WARM_S = 0.01
+#: How long a call takes is judged by the shortest of several in this time.
+TRIAL_S = 0.1
 
 _now = 0.0
 
@@ -57,6 +60,14 @@ def timed_call(step: Step, device: str) -> float:
     return time.perf_counter() - start
 
 
+def _calls_for(seconds: float, step: Step, device: str) -> list[float]:
+    """The durations of calls that fill this time: at least two."""
+    durations = [timed_call(step, device), timed_call(step, device)]
+    while sum(durations) < seconds:
+        durations.append(timed_call(step, device))
+    return durations
+
+
 def measure(
     make: dict[str, Callable[[], Step]],
     check: Callable[[str, object], None],
@@ -80,16 +91,15 @@ def measure(
         except Exception as error:
             recorded[provider].error = error
             continue
-        once = min(timed_call(step, device) for _ in range(2))
+        once = min(_calls_for(TRIAL_S, step, device))
         calls = int(min(200, max(5, seconds / max(once, 1e-6))))
         steps[provider] = (step, calls, once)
+    shuffled = random.Random(0)
     for turn in range(TURNS):
-        order = list(steps)
-        first = turn % max(1, len(order))
-        for provider in order[first:] + order[:first]:
+        for provider in shuffled.sample(list(steps), len(steps)):
             step, calls, once = steps[provider]
             burst = (turn + 1) * calls // TURNS - turn * calls // TURNS
-            for _ in range(int(WARM_S / once) if burst else 0):
-                timed_call(step, device)
+            if burst and once < WARM_S:
+                _calls_for(WARM_S, step, device)
             recorded[provider].durations += [timed_call(step, device) for _ in range(burst)]
     return recorded

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import torch
+from cuda_emu import sanitized
 from cuda_emu.cases_csr_linear import check, problem, run
+from torch.utils._pytree import tree_map_only
 
 import sparsevae_ext as sv
 from sparsevae_ext import functional
@@ -35,6 +38,28 @@ def make_batch(device: str = "cuda") -> tuple[sv.CSRBatch, torch.Tensor, torch.T
     weight = p.weight.t().contiguous().to(device).t()
     assert p.bias is not None
     return batch.to(device), weight, p.bias.to(device)
+
+
+class OnDevice:
+    """The package's ops on a device, for cases that make and compare CPU tensors."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def __getattr__(self, name: str) -> Any:
+        op = getattr(torch.ops.sparsevae_ext, name)
+
+        def call(*args: Any) -> Any:
+            there = tree_map_only(torch.Tensor, lambda t: t.to(self.device), args)
+            return tree_map_only(torch.Tensor, lambda t: t.cpu(), op(*there))
+
+        return call
+
+
+@pytest.mark.parametrize("module", sanitized.cases())
+def test_small_cases_of_every_op(ops: Any, module: str) -> None:
+    """What the emulated kernels go through under the sanitizers, on the device."""
+    importlib.import_module(f"cuda_emu.{module}").small_cases(OnDevice("cuda"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 STEPS = ("build", "tests", *SANITIZERS, "benchmarks")
-SMALL_CASES = "tests/test_cuda_device.py::test_small_cases"
+SMALL_CASES = ("tests/test_cuda_device.py", "-k", "small_cases")
 SANITIZER_FAILED = 99
 TAIL = 60
 
@@ -179,7 +179,7 @@ def make_steps(facts: Facts, work: Path, scale: str) -> list[Step]:
         tool = shutil.which("compute-sanitizer", path=str(Path(home) / "bin"))
     for name in SANITIZERS:
         command = [tool or "compute-sanitizer", "--tool", name]
-        command += ["--error-exitcode", str(SANITIZER_FAILED), *pytest, "-q", SMALL_CASES]
+        command += ["--error-exitcode", str(SANITIZER_FAILED), *pytest, "-q", *SMALL_CASES]
         # Cached memory is one big allocation to the tool: it would not see a step outside a tensor.
         environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         missing = None if tool else "compute-sanitizer is not on this machine"
