@@ -11,6 +11,7 @@
 #include "../common/dispatch.h"
 #include "../ops/activity.h"
 #include "activity_table.h"
+#include "contiguous.h"
 #include "memory.h"
 #include "parallel.h"
 
@@ -21,10 +22,6 @@ namespace {
 // and while the last level of cache may still hold them that is worth more than the saved read.
 constexpr int64_t kStreamValues = int64_t{24} << 20;
 constexpr int64_t kStreamGradient = int64_t{8} << 20;
-
-Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
 
 Tensor new_matrix(const Tensor& like) {
   Tensor out = torch::stable::new_empty(like, {like.size(0), like.size(1)});

@@ -17,15 +17,12 @@
 #include "../common/dispatch.h"
 #include "../common/order_keys.h"
 #include "../ops/batch_topk.h"
+#include "contiguous.h"
 #include "scatter.h"
 #include "topk_loops_of.h"
 
 namespace sparsevae {
 namespace {
-
-Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
 
 // Sampled: so many runs of so many neighbours, one cache line of float each.
 constexpr int64_t kSampleRuns = 4096;

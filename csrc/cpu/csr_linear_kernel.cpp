@@ -14,6 +14,7 @@
 #include "../common/dispatch.h"
 #include "../common/half.h"
 #include "../ops/csr_linear.h"
+#include "contiguous.h"
 #include "isa.h"
 #include "isa/csr_linear_isa.h"
 #include "memory.h"
@@ -23,10 +24,6 @@ namespace sparsevae {
 namespace {
 
 // Asks before it calls: a trip through the dispatcher costs a microsecond, and there are several.
-Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
-
 // Bookkeeping of a segment, in units of one entry's work.
 constexpr int64_t kSegmentOverhead = 4;
 

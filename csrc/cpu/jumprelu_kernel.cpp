@@ -7,6 +7,7 @@
 
 #include "../common/dispatch.h"
 #include "../ops/jumprelu.h"
+#include "contiguous.h"
 #include "isa.h"
 #include "isa/jumprelu_isa.h"
 #include "memory.h"
@@ -19,10 +20,6 @@ namespace {
 // depends on the batch alone, and so do the bits of the sum.
 constexpr int64_t kMaxRowBlocks = 32;
 constexpr int64_t kMinBlockRows = 8;
-
-Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
 
 const JumpReLUTable& table() {
 #if defined(__x86_64__)

@@ -10,6 +10,7 @@
 
 #include "../common/dispatch.h"
 #include "../ops/reparameterize_kl.h"
+#include "contiguous.h"
 #include "isa.h"
 #include "isa/reparameterize_kl_isa.h"
 #include "memory.h"
@@ -23,14 +24,6 @@ constexpr int64_t kElementWork = 16;
 // Rows whose divergences are summed before their sums are: fixed, or the bits would depend on the
 // threads.
 constexpr int64_t kBlockRows = 64;
-
-Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
-
-std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
-  return t ? std::optional(as_contiguous(*t)) : std::nullopt;
-}
 
 template <typename T>
 const T* data(const Tensor& t) {

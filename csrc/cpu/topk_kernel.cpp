@@ -18,15 +18,12 @@
 #include "../common/dispatch.h"
 #include "../common/order_keys.h"
 #include "../ops/topk.h"
+#include "contiguous.h"
 #include "scatter.h"
 #include "topk_loops_of.h"
 
 namespace sparsevae {
 namespace {
-
-Tensor as_contiguous(const Tensor& t) {
-  return t.is_contiguous() ? t : torch::stable::contiguous(t);
-}
 
 // Key and position in one number: the greater entry has the greater number, ties go to the lower
 // position.

@@ -9,6 +9,7 @@
 
 #include "../ops/activity.h"
 #include "context.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -18,29 +19,13 @@
 namespace sparsevae::cuda {
 namespace {
 
-ActivityType activity_type(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return ActivityType::kFloat;
-    case ScalarType::Double:
-      return ActivityType::kDouble;
-    case ScalarType::Half:
-      return ActivityType::kHalf;
-    case ScalarType::BFloat16:
-      return ActivityType::kBFloat16;
-    default:
-      throw std::runtime_error(concat('"', op, "\" not implemented for '",
-                                      torch::headeronly::toString(t.scalar_type()), "'"));
-  }
-}
-
 using torch::stable::contiguous;
 
 std::tuple<Tensor, Tensor> forward(const char* op, int order, const Tensor& h,
                                    const std::string& name) {
   check_activity(op, h);
   const Activation activation = parse_activation(op, name);
-  const ActivityType type = activity_type(op, h);
+  const FloatType type = float_type(op, h);
   const Context context(op, h);
   const Tensor h_c = contiguous(h);
   Tensor activated = torch::stable::new_empty(h, {h.size(0), h.size(1)});
@@ -64,7 +49,7 @@ Tensor backward(const char* op, int order, const std::optional<Tensor>& grad_act
                 const std::string& name) {
   check_activity_backward(op, grad_activated, grad_penalty, activated);
   const Activation activation = parse_activation(op, name);
-  const ActivityType type = activity_type(op, activated);
+  const FloatType type = float_type(op, activated);
   const Context context(op, activated);
   const Tensor activated_c = contiguous(activated);
   std::optional<Tensor> grad_activated_c, grad_penalty_c;

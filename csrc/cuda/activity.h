@@ -6,14 +6,13 @@
 #include <cstdint>
 
 #include "../common/activation.h"
+#include "float_type.h"
 
 namespace sparsevae::cuda {
 
-enum class ActivityType { kFloat, kDouble, kHalf, kBFloat16 };
-
 // activated = f(h), penalty[row] = sum |activated| (order 1) or activated^2 (order 2) of a row.
 struct ActivityForward {
-  ActivityType type;
+  FloatType type;
   const void* h;    // (rows, width) contiguous
   void* activated;  // (rows, width) contiguous
   void* penalty;    // (rows,) double for kDouble, else float
@@ -25,7 +24,7 @@ struct ActivityForward {
 
 // grad_h = (grad_activated + grad_penalty * slope of the penalty) * f', all from activated = f(h).
 struct ActivityBackward {
-  ActivityType type;
+  FloatType type;
   const void* grad_activated;  // (rows, width) contiguous, or null
   const void* grad_penalty;    // (rows,) double for kDouble, else float; or null
   const void* activated;       // (rows, width) contiguous

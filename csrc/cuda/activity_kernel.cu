@@ -6,13 +6,13 @@ namespace sparsevae::cuda {
 
 cudaError_t launch_activity_forward(const ActivityForward& args, cudaStream_t stream) {
   switch (args.type) {
-    case ActivityType::kFloat:
+    case FloatType::kFloat:
       return activity_forward_of<float>(args, stream);
-    case ActivityType::kHalf:
+    case FloatType::kHalf:
       return activity_forward_of<__half>(args, stream);
-    case ActivityType::kBFloat16:
+    case FloatType::kBFloat16:
       return activity_forward_of<__nv_bfloat16>(args, stream);
-    case ActivityType::kDouble:
+    case FloatType::kDouble:
       return launch_activity_forward_f64(args, stream);
   }
   return cudaErrorInvalidValue;
@@ -20,13 +20,13 @@ cudaError_t launch_activity_forward(const ActivityForward& args, cudaStream_t st
 
 cudaError_t launch_activity_backward(const ActivityBackward& args, cudaStream_t stream) {
   switch (args.type) {
-    case ActivityType::kFloat:
+    case FloatType::kFloat:
       return activity_backward_of<float>(args, stream);
-    case ActivityType::kHalf:
+    case FloatType::kHalf:
       return activity_backward_of<__half>(args, stream);
-    case ActivityType::kBFloat16:
+    case FloatType::kBFloat16:
       return activity_backward_of<__nv_bfloat16>(args, stream);
-    case ActivityType::kDouble:
+    case FloatType::kDouble:
       return launch_activity_backward_f64(args, stream);
   }
   return cudaErrorInvalidValue;

@@ -9,7 +9,7 @@
 
 #include "../ops/batch_topk.h"
 #include "context.h"
-#include "selection_types.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -25,7 +25,7 @@ using torch::stable::new_empty;
 std::tuple<Tensor, Tensor, Tensor> batch_topk(const Tensor& h_in, int64_t k) {
   const char* op = "batch_topk";
   check_batch_topk(h_in, k);
-  const FloatType type = selection_type(op, h_in);
+  const FloatType type = float_type(op, h_in);
   const Context context(op, h_in);
   const Tensor h = contiguous(h_in);
   const int64_t rows = h.size(0), entries = h.numel(), count = rows * k;
@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_topk(const Tensor& h_in, int64_t k) {
 Tensor batch_topk_backward(const Tensor& grad_in, const Tensor& kept_in) {
   const char* op = "batch_topk_backward";
   check_batch_topk_backward(grad_in, kept_in);
-  const FloatType type = selection_type(op, grad_in);
+  const FloatType type = float_type(op, grad_in);
   const Context context(op, grad_in);
   const Tensor grad = contiguous(grad_in), kept = contiguous(kept_in);
   Tensor out = torch::stable::new_zeros(grad, {grad.size(0), grad.size(1)});

@@ -12,6 +12,7 @@
 
 #include "../ops/csr_linear.h"
 #include "context.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -20,22 +21,6 @@
 
 namespace sparsevae::cuda {
 namespace {
-
-FloatType float_type(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return FloatType::kFloat;
-    case ScalarType::Double:
-      return FloatType::kDouble;
-    case ScalarType::Half:
-      return FloatType::kHalf;
-    case ScalarType::BFloat16:
-      return FloatType::kBFloat16;
-    default:
-      throw std::runtime_error(concat('"', op, "\" not implemented for '",
-                                      torch::headeronly::toString(t.scalar_type()), "'"));
-  }
-}
 
 IndexType index_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Int ? IndexType::kInt32 : IndexType::kInt64;

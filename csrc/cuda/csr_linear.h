@@ -7,9 +7,10 @@
 
 #include <cstdint>
 
+#include "float_type.h"
+
 namespace sparsevae::cuda {
 
-enum class FloatType { kFloat, kDouble, kHalf, kBFloat16 };
 enum class IndexType { kInt32, kInt64 };
 
 // out[target[s], :] = bias + sum over e in [ptr[s], ptr[s+1]) of scale(e) * matrix[index[e], :]

@@ -7,7 +7,7 @@
 
 #include "../ops/jumprelu.h"
 #include "context.h"
-#include "selection_types.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -24,7 +24,7 @@ std::tuple<Tensor, Tensor> jumprelu(const Tensor& h_in, const Tensor& threshold_
                                     double bandwidth) {
   const char* op = "jumprelu";
   check_jumprelu(op, h_in, threshold_in, bandwidth);
-  const FloatType type = selection_type(op, h_in);
+  const FloatType type = float_type(op, h_in);
   const Context context(op, h_in);
   const Tensor h = contiguous(h_in), threshold = contiguous(threshold_in);
   const int64_t rows = h.size(0), width = h.size(1);
@@ -47,7 +47,7 @@ std::tuple<Tensor, Tensor> jumprelu_backward(const std::optional<Tensor>& grad_o
                                              double bandwidth, bool wants_h, bool wants_threshold) {
   const char* op = "jumprelu_backward";
   check_jumprelu_backward(grad_out_in, grad_count_in, h_in, threshold_in, bandwidth);
-  const FloatType type = selection_type(op, h_in);
+  const FloatType type = float_type(op, h_in);
   const Context context(op, h_in);
   const Tensor h = contiguous(h_in), threshold = contiguous(threshold_in);
   std::optional<Tensor> grad_out, grad_count;

@@ -9,6 +9,7 @@
 
 #include "../ops/kl_sparsity.h"
 #include "context.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -23,26 +24,9 @@ using torch::stable::contiguous;
 std::tuple<Tensor, Tensor> kl_sparsity(const Tensor& h, double rho) {
   const char* op = "kl_sparsity";
   check_kl_sparsity(op, h, rho);
-  ActivityType type;
-  switch (h.scalar_type()) {
-    case ScalarType::Float:
-      type = ActivityType::kFloat;
-      break;
-    case ScalarType::Double:
-      type = ActivityType::kDouble;
-      break;
-    case ScalarType::Half:
-      type = ActivityType::kHalf;
-      break;
-    case ScalarType::BFloat16:
-      type = ActivityType::kBFloat16;
-      break;
-    default:
-      throw std::runtime_error(concat('"', op, "\" not implemented for '",
-                                      torch::headeronly::toString(h.scalar_type()), "'"));
-  }
+  const FloatType type = float_type(op, h);
   const Context context(op, h);
-  const ScalarType wide = type == ActivityType::kDouble ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wide = type == FloatType::kDouble ? ScalarType::Double : ScalarType::Float;
   const int64_t rows = h.size(0), width = h.size(1);
   const Tensor h_c = contiguous(h);
   Tensor kl = torch::stable::new_empty(h, {}, wide);
@@ -74,7 +58,7 @@ Tensor kl_sparsity_backward(const Tensor& grad, const Tensor& mean, double rho, 
   const Tensor mean_c = contiguous(mean);
   Tensor out = torch::stable::new_empty(mean, {mean.size(0)});
   const KlSparsityBackward args{
-      .type = is_double ? ActivityType::kDouble : ActivityType::kFloat,
+      .type = is_double ? FloatType::kDouble : FloatType::kFloat,
       .grad = grad.const_data_ptr(),
       .mean = mean_c.const_data_ptr(),
       .out = out.mutable_data_ptr(),

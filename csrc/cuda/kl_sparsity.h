@@ -13,7 +13,7 @@ namespace sparsevae::cuda {
 // mean[j] = mean of h[:, j]; kl = sum over j of KL(rho || mean[j]). Numbers are double for kDouble,
 // else float.
 struct KlSparsity {
-  ActivityType type;
+  FloatType type;
   const void* h;    // (rows, width) contiguous
   void* mean;       // (width,)
   void* kl;         // one number
@@ -25,10 +25,10 @@ struct KlSparsity {
 
 // out[j] = grad / rows * (-rho / mean[j] + (1 - rho) / (1 - mean[j]))
 struct KlSparsityBackward {
-  ActivityType type;  // of the mean: kFloat or kDouble
-  const void* grad;   // one number
-  const void* mean;   // (width,)
-  void* out;          // (width,)
+  FloatType type;    // of the mean: kFloat or kDouble
+  const void* grad;  // one number
+  const void* mean;  // (width,)
+  void* out;         // (width,)
   int64_t rows;
   int64_t width;
   double rho;

@@ -10,21 +10,21 @@ int64_t kl_sparsity_workspace(int64_t rows, int64_t width) {
 
 cudaError_t launch_kl_sparsity(const KlSparsity& args, cudaStream_t stream) {
   switch (args.type) {
-    case ActivityType::kFloat:
+    case FloatType::kFloat:
       return kl_sparsity_of<float>(args, stream);
-    case ActivityType::kHalf:
+    case FloatType::kHalf:
       return kl_sparsity_of<__half>(args, stream);
-    case ActivityType::kBFloat16:
+    case FloatType::kBFloat16:
       return kl_sparsity_of<__nv_bfloat16>(args, stream);
-    case ActivityType::kDouble:
+    case FloatType::kDouble:
       return launch_kl_sparsity_f64(args, stream);
   }
   return cudaErrorInvalidValue;
 }
 
 cudaError_t launch_kl_sparsity_backward(const KlSparsityBackward& args, cudaStream_t stream) {
-  return args.type == ActivityType::kDouble ? launch_kl_sparsity_backward_f64(args, stream)
-                                            : kl_sparsity_backward_of<float>(args, stream);
+  return args.type == FloatType::kDouble ? launch_kl_sparsity_backward_f64(args, stream)
+                                         : kl_sparsity_backward_of<float>(args, stream);
 }
 
 }  // namespace sparsevae::cuda

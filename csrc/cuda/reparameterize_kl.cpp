@@ -12,6 +12,7 @@
 
 #include "../ops/reparameterize_kl.h"
 #include "context.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -22,22 +23,6 @@ namespace sparsevae::cuda {
 namespace {
 
 using MaybeTensor = std::optional<Tensor>;
-
-FloatType float_type_of(const char* op, const Tensor& t) {
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return FloatType::kFloat;
-    case ScalarType::Double:
-      return FloatType::kDouble;
-    case ScalarType::Half:
-      return FloatType::kHalf;
-    case ScalarType::BFloat16:
-      return FloatType::kBFloat16;
-    default:
-      throw std::runtime_error(concat('"', op, "\" not implemented for '",
-                                      torch::headeronly::toString(t.scalar_type()), "'"));
-  }
-}
 
 MaybeTensor contiguous(const MaybeTensor& t) {
   return t ? MaybeTensor(torch::stable::contiguous(*t)) : std::nullopt;
@@ -57,7 +42,7 @@ struct Inputs {
         logvar(torch::stable::contiguous(logvar_in)),
         prior_mean(contiguous(mean_in)),
         prior_logvar(contiguous(prior_logvar_in)) {
-    args.float_type = float_type_of(op, mu);
+    args.float_type = float_type(op, mu);
     args.mu = mu.const_data_ptr();
     args.logvar = logvar.const_data_ptr();
     args.prior_mean = data(prior_mean);

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "csr_linear.h"  // FloatType
+#include "float_type.h"
 
 namespace sparsevae::cuda {
 

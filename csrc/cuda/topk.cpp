@@ -7,7 +7,7 @@
 
 #include "../ops/topk.h"
 #include "context.h"
-#include "selection_types.h"
+#include "tensor_types.h"
 
 // The tests compile this file for the CPU key, with the kernels emulated.
 #ifndef SPARSEVAE_CUDA_KEY
@@ -22,7 +22,7 @@ using torch::stable::contiguous;
 std::tuple<Tensor, Tensor> topk(const Tensor& h_in, int64_t k, bool by_index) {
   const char* op = "topk";
   check_topk(h_in, k);
-  const FloatType type = selection_type(op, h_in);
+  const FloatType type = float_type(op, h_in);
   const Context context(op, h_in);
   const Tensor h = contiguous(h_in);
   const int64_t rows = h.size(0);
@@ -45,7 +45,7 @@ std::tuple<Tensor, Tensor> topk(const Tensor& h_in, int64_t k, bool by_index) {
 Tensor topk_backward(const Tensor& grad_in, const Tensor& indices_in, int64_t width) {
   const char* op = "topk_backward";
   check_topk_backward(grad_in, indices_in, width);
-  const FloatType type = selection_type(op, grad_in);
+  const FloatType type = float_type(op, grad_in);
   const Context context(op, grad_in);
   const Tensor grad = contiguous(grad_in), indices = contiguous(indices_in);
   Tensor out = torch::stable::new_zeros(grad, {grad.size(0), width});

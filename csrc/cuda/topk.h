@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "csr_linear.h"
+#include "float_type.h"
 
 namespace sparsevae::cuda {
 

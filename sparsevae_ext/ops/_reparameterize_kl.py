@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .. import _load
 from ._checks import no_double_backward
+from ._vmap import in_front
 
 _OP = "reparameterize_kl"
 
@@ -145,7 +146,7 @@ class Backward(torch.autograd.Function):
             if args[i] is not None:
                 flat[i] = _below(args[i], in_dims[i], k)
         if args[1] is not None:  # grad_kl has rows only
-            flat[1] = _in_front(args[1], in_dims[1], k).flatten()
+            flat[1] = in_front(args[1], in_dims[1], k).flatten()
         grads = [
             g.unflatten(0, (k, g.shape[0] // k)) if g.dim() == 2 else g.expand(k, 0)
             for g in Backward.apply(*flat)
@@ -191,13 +192,9 @@ def _element(args: tuple[Any, ...], in_dims: tuple[int | None, ...], i: int) -> 
     ]
 
 
-def _in_front(tensor: Tensor, dim: int | None, k: int) -> Tensor:
-    return tensor.expand(k, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-
-
 def _below(tensor: Tensor, dim: int | None, k: int) -> Tensor:
     """(..., k * B, Z): the elements' rows below each other."""
-    return _in_front(tensor, dim, k).movedim(0, -3).flatten(-3, -2)
+    return in_front(tensor, dim, k).movedim(0, -3).flatten(-3, -2)
 
 
 def _gradients(ctx: Any, grad_z: Tensor | None, grad_kl: Tensor | None, op: Any) -> tuple[Any, ...]:

@@ -16,6 +16,7 @@ from torch.autograd.function import FunctionCtx
 from .. import _load
 from ._checks import check_floating, check_tensor, no_derivative_wanted, no_double_backward
 from ._registry import use_kernel
+from ._vmap import in_front
 
 __all__ = [
     "ACTIVATIONS",
@@ -190,7 +191,7 @@ class _Activity(torch.autograd.Function):
         info: Any, in_dims: tuple[int | None, ...], h: Tensor, activation: str, order: int
     ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         """K batches below each other are one batch with K times the rows."""
-        many = _batched(h, in_dims[0], info.batch_size)
+        many = in_front(h, in_dims[0], info.batch_size)
         activated, penalty = _Activity.apply(many.flatten(0, 1), activation, order)
         return (activated.view(many.shape), penalty.view(many.shape[:2])), (0, 0)
 
@@ -220,20 +221,13 @@ class _ActivityBackward(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         grad_activated, grad_penalty, activated, activation, order = args
         k = info.batch_size
-        many = _batched(activated, in_dims[2], k)
+        many = in_front(activated, in_dims[2], k)
         rows = [
-            None if t is None else _batched(t, dim, k).flatten(0, 1)
+            None if t is None else in_front(t, dim, k).flatten(0, 1)
             for t, dim in ((grad_activated, in_dims[0]), (grad_penalty, in_dims[1]))
         ]
         out = _ActivityBackward.apply(*rows, many.flatten(0, 1), activation, order)
         return out.view(many.shape), 0
-
-
-def _batched(tensor: Tensor, dim: int | None, k: int) -> Tensor:
-    """The batch dimension in front, made where there is none."""
-    if dim is None:
-        return tensor.unsqueeze(0).expand(k, *tensor.shape)
-    return tensor.movedim(dim, 0)
 
 
 # ---- plain torch -------------------------------------------------------------------------------

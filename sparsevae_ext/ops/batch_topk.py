@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import _load
-from ._by_slices import map_by_slices
 from ._checks import check_floating, check_tensor, no_derivative_wanted, no_double_backward
 from ._registry import use_kernel
+from ._vmap import map_by_slices
 from .topk import check_k
 
 __all__ = ["batch_topk", "batch_topk_reference", "batch_topk_with_threshold"]

@@ -19,6 +19,7 @@ from ..data.index import TransposedIndex, check_columns, check_structure
 from ..data.parts import torch_name
 from ._checks import check_floating, check_tensor, no_derivative_wanted, no_double_backward
 from ._registry import use_kernel
+from ._vmap import in_front
 from .csr_transpose import csr_transpose
 
 __all__ = ["csr_linear", "csr_linear_reference", "csr_linear_weight_grad"]
@@ -238,10 +239,10 @@ class _CSRLinear(torch.autograd.Function):
         _refuse_batched_x("csr_linear", in_dims[:3] + in_dims[5:])
         crow, col, values, weight, bias, *index = args
         k = info.batch_size
-        weight = _batched(weight, in_dims[3], k)
+        weight = in_front(weight, in_dims[3], k)
         out_features = weight.shape[1]
         if bias is not None:
-            bias = _batched(bias, in_dims[4], k).reshape(-1)
+            bias = in_front(bias, in_dims[4], k).reshape(-1)
         out = _CSRLinear.apply(crow, col, values, weight.flatten(0, 1), bias, *index)
         return out.unflatten(1, (k, out_features)), 1
 
@@ -280,7 +281,7 @@ class _WeightGrad(_Backward):
         _refuse_batched_x("csr_linear_weight_grad", in_dims[:5])
         *index, values, grad, in_features = args
         k = info.batch_size
-        grad = _batched(grad, in_dims[5], k).transpose(0, 1)
+        grad = in_front(grad, in_dims[5], k).transpose(0, 1)
         out = _WeightGrad.apply(*index, values, grad.flatten(1), in_features)
         return out.unflatten(1, (k, grad.shape[2])), 1
 
@@ -297,16 +298,9 @@ class _ValuesGrad(_Backward):
         _refuse_batched_x("csr_linear_values_grad", in_dims[:2])
         crow, col, weight, grad = args
         k = info.batch_size
-        weight, grad = _batched(weight, in_dims[2], k), _batched(grad, in_dims[3], k)
+        weight, grad = in_front(weight, in_dims[2], k), in_front(grad, in_dims[3], k)
         parts = [_ValuesGrad.apply(crow, col, weight[i], grad[i]) for i in range(k)]
         return torch.stack(parts), 0
-
-
-def _batched(tensor: Tensor, dim: int | None, k: int) -> Tensor:
-    """The batch dimension in front, made where there is none."""
-    if dim is None:
-        return tensor.unsqueeze(0).expand(k, *tensor.shape)
-    return tensor.movedim(dim, 0)
 
 
 def _refuse_batched_x(op: str, in_dims: tuple[int | None, ...]) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .. import _load
 from ..data.parts import torch_name
-from ._by_slices import map_by_slices
 from ._checks import check_floating, check_tensor, no_derivative_wanted, no_double_backward
 from ._registry import use_kernel
+from ._vmap import map_by_slices
 
 __all__ = ["jumprelu", "jumprelu_reference", "l0_activity"]
 

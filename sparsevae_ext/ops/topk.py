@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .. import _load
-from ._by_slices import in_front
 from ._checks import check_floating, check_tensor, no_derivative_wanted, no_double_backward
 from ._registry import use_kernel
+from ._vmap import in_front
 
 __all__ = ["check_k", "select_topk", "topk", "topk_backward_reference", "topk_reference"]
 

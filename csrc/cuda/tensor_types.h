@@ -2,11 +2,11 @@
 #pragma once
 
 #include "../common/checks.h"
-#include "csr_linear.h"
+#include "float_type.h"
 
 namespace sparsevae::cuda {
 
-inline FloatType selection_type(const char* op, const Tensor& t) {
+inline FloatType float_type(const char* op, const Tensor& t) {
   switch (t.scalar_type()) {
     case ScalarType::Float:
       return FloatType::kFloat;

@@ -1,0 +1,20 @@
+// Inputs as the CPU kernels read them.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
+#include "../common/checks.h"
+
+namespace sparsevae {
+
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional(as_contiguous(*t)) : std::nullopt;
+}
+
+}  // namespace sparsevae
