@@ -12,6 +12,10 @@ namespace sparsevae::cuda {
 inline constexpr int kWarpSize = 32;
 inline constexpr int kWarpsPerBlock = 4;
 inline constexpr int kBlockThreads = kWarpSize * kWarpsPerBlock;
+// Blocks that a multiprocessor should hold at least. Left to itself, ptxas may spill the registers
+// of transcendental functions to fit more.
+template <typename T, int kUnlessDouble>
+inline constexpr int kResidentBlocks = sizeof(T) == sizeof(double) ? 1 : kUnlessDouble;
 inline constexpr unsigned kFullMask = 0xffffffffu;
 
 // Kernels stride over their grid, so this bounds nothing but the launch. Tests shrink it to make

@@ -44,7 +44,7 @@ __device__ __forceinline__ int left_of(int64_t width, int64_t at) {
 }
 
 template <typename T, Activation kKind, int kOrder, bool kVectorized, int kWarps>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 0>)
     activity_forward_kernel(const ActivityForwardArgs<T> a) {
   using A = accumulator_t<T>;
   constexpr int kElements = kLaneElements<T>;
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 }
 
 template <typename T, Activation kKind, int kOrder, bool kVectorized>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 1>)
     activity_backward_kernel(const ActivityBackwardArgs<T> a) {
   using A = accumulator_t<T>;
   constexpr int kElements = kLaneElements<T>;

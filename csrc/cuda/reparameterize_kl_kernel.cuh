@@ -107,13 +107,13 @@ __device__ __forceinline__ A at_most(A v, A bound) {
 
 template <typename T, bool kWhole, typename A>
 __device__ __forceinline__ void load_noise(const ReparameterizeKlArgs<T>& a, const Seed& seed,
-                                           int64_t sample, int64_t row, int64_t column,
-                                           A (&eps)[kQuad]) {
+                                           int64_t sample, int64_t row, int64_t row_of_draw,
+                                           int64_t column, A (&eps)[kQuad]) {
   if (a.eps) {
     load_quad<A, kWhole>(a.eps + (sample * a.rows + row) * a.width + column, a.width - column, eps);
     return;
   }
-  const int64_t draw_row = sample * a.draw_rows + row % a.draw_rows;
+  const int64_t draw_row = sample * a.draw_rows + row_of_draw;
   const Normal4 numbers = normals_from(seed, draw_row * a.width + column);
 #pragma unroll
   for (int i = 0; i < kQuad; ++i) eps[i] = static_cast<A>(numbers.number[i]);
@@ -125,14 +125,17 @@ __device__ __forceinline__ Seed load_seed(const ReparameterizeKlArgs<T>& a) {
   return Seed{static_cast<uint64_t>(a.seed[0]), static_cast<uint64_t>(a.seed[1])};
 }
 
+// One block a multiprocessor is asked for: left to itself, ptxas spills the double form to fit
+// more.
 template <typename T, bool kWhole>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 8>)
     reparameterize_kl_kernel(const ReparameterizeKlArgs<T> a) {
   using A = accumulator_t<T>;
   const int lane = static_cast<int>(threadIdx.x);
   const Seed seed = load_seed(a);
   for (int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y; row < a.rows;
        row += int64_t{gridDim.x} * kWarpsPerBlock) {
+    const int64_t row_of_draw = a.eps ? row : row % a.draw_rows;
     A sum = 0;
     for (int64_t column = lane * kQuad; column < a.width; column += kQuadsSpan) {
       const int64_t left = a.width - column;
@@ -149,7 +152,7 @@ __global__ void __launch_bounds__(kBlockThreads)
       }
       for (int64_t k = 0; k < a.samples; ++k) {
         A z[kQuad];
-        load_noise<T, kWhole>(a, seed, k, row, column, z);
+        load_noise<T, kWhole>(a, seed, k, row, row_of_draw, column, z);
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) z[i] = mu[i] + z[i] * deviation[i];
         store_quad<kWhole>(a.z + (k * a.rows + row) * a.width + column, left, z);
@@ -167,6 +170,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   const Seed seed = load_seed(a);
   for (int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.y; row < a.rows;
        row += int64_t{gridDim.x} * kWarpsPerBlock) {
+    const int64_t row_of_draw = a.eps ? row : row % a.draw_rows;
     const A grad_kl = a.grad_kl ? a.grad_kl[row] : A(0);
     for (int64_t column = threadIdx.x * kQuad; column < a.width; column += kQuadsSpan) {
       const int64_t left = a.width - column;
@@ -180,7 +184,7 @@ __global__ void __launch_bounds__(kBlockThreads)
         for (int i = 0; i < kQuad; ++i) of_mu[i] += grad[i];
         if (!a.grad_logvar) continue;
         A eps[kQuad];
-        load_noise<T, kWhole>(a, seed, k, row, column, eps);
+        load_noise<T, kWhole>(a, seed, k, row, row_of_draw, column, eps);
 #pragma unroll
         for (int i = 0; i < kQuad; ++i) of_logvar[i] += grad[i] * eps[i];
       }
