@@ -1,4 +1,5 @@
-// 16-bit floating types as plain bits, for host code that must not include torch or CUDA headers.
+// 16-bit floating types as plain bits, for host code that must not include torch or CUDA headers,
+// and the type that each element type is computed in.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,16 @@ struct float16_bits {
 
 struct bfloat16_bits {
   uint16_t bits;
+};
+
+// float for the 16-bit types and for float itself.
+template <typename scalar_t>
+struct AccumulationOf {
+  using type = float;
+};
+template <>
+struct AccumulationOf<double> {
+  using type = double;
 };
 
 }  // namespace sparsevae

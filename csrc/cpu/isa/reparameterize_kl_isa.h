@@ -8,15 +8,6 @@
 
 namespace sparsevae {
 
-template <typename scalar_t>
-struct AccumulationOf {
-  using type = float;
-};
-template <>
-struct AccumulationOf<double> {
-  using type = double;
-};
-
 // The ops' arguments (csrc/ops/reparameterize_kl.cpp) as pointers to contiguous memory. What is not
 // given is null.
 template <typename scalar_t>
