@@ -9,6 +9,7 @@ from .ops.gaussian_nll import gaussian_nll, squared_error
 from .ops.jumprelu import jumprelu, l0_activity
 from .ops.kl_sparsity import kl_sparsity
 from .ops.multinomial_nll import multinomial_nll
+from .ops.poisson_nll import poisson_nll
 from .ops.reparameterize_kl import reparameterize_kl
 from .ops.topk import topk
 
@@ -26,6 +27,7 @@ __all__ = [
     "l1_activity",
     "l2_activity",
     "multinomial_nll",
+    "poisson_nll",
     "reparameterize_kl",
     "squared_error",
     "topk",

@@ -192,6 +192,21 @@ CASES = {
         ValueError,
         r"bernoulli_nll\(\): expected values in \[0, 1\], but got 2.0 at position 1",
     ),
+    "nll of a negative count under a multinomial": (
+        lambda: functional.multinomial_nll(torch.zeros(2, 3), batch(values=(1.0, -2.0, 3.0))),
+        ValueError,
+        r"multinomial_nll\(\): expected non-negative counts, but got -2.0 at position 1",
+    ),
+    "nll of a negative count under a poisson": (
+        lambda: functional.poisson_nll(torch.zeros(2, 3), batch(values=(1.0, -2.0, 3.0))),
+        ValueError,
+        r"poisson_nll\(\): expected non-negative counts, but got -2.0 at position 1",
+    ),
+    "poisson nll with a bad column": (
+        lambda: functional.poisson_nll(torch.zeros(2, 3), batch(col=(0, 3, 1))),
+        IndexError,
+        "column index 3 at position 1",
+    ),
     "nll of nan under a gaussian": (
         lambda: functional.gaussian_nll(torch.zeros(2, 3), batch(values=(1.0, torch.nan, 3.0))),
         ValueError,

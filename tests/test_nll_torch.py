@@ -1,4 +1,4 @@
-"""What bernoulli_nll and gaussian_nll share: reductions, shapes, transforms, refusals, memory."""
+"""What the Bernoulli, Poisson and Gaussian share: reductions, shapes, transforms, refusals, memory."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from test_multinomial_nll import DenseTensors
 from sparsevae_ext.data import CSRBatch
 from sparsevae_ext.ops.bernoulli_nll import bernoulli_nll, bernoulli_nll_reference
 from sparsevae_ext.ops.gaussian_nll import gaussian_nll, gaussian_nll_reference, squared_error
+from sparsevae_ext.ops.poisson_nll import poisson_nll, poisson_nll_reference
 
 
 def gaussian_shared(mean, target, reduction="mean", **options):
@@ -32,11 +33,14 @@ def gaussian_rows_reference(mean, target, reduction="mean"):
 
 PAIRS = [
     pytest.param(bernoulli_nll, bernoulli_nll_reference, id="bernoulli"),
+    pytest.param(poisson_nll, poisson_nll_reference, id="poisson"),
     pytest.param(gaussian_shared, gaussian_reference, id="gaussian"),
     pytest.param(gaussian_rows, gaussian_rows_reference, id="gaussian-rows"),
 ]
 EACH = pytest.mark.parametrize(("function", "reference"), PAIRS)
-BOTH = pytest.mark.parametrize("function", [bernoulli_nll, gaussian_shared, squared_error])
+BOTH = pytest.mark.parametrize(
+    "function", [bernoulli_nll, poisson_nll, gaussian_shared, squared_error]
+)
 
 
 def make(n_rows, n_cols, dtype=torch.float64, density=0.3):
@@ -231,6 +235,6 @@ def test_errors(function, error, text, call):
 
 
 def test_a_list_is_not_a_tensor():
-    for function in (bernoulli_nll, gaussian_nll, squared_error):
+    for function in (bernoulli_nll, poisson_nll, gaussian_nll, squared_error):
         with pytest.raises(TypeError, match="to be a torch.Tensor, but got list"):
             function([[0.0] * 3] * 2, parts())

@@ -23,6 +23,7 @@ struct NllPanel {
 
   const void* x = nullptr;  // (rows, cols), row r at x + r * ld
   const void* x2 = nullptr;
+  bool x2_is_shared = false;  // x2 is one row (cols,) that all rows share
   int64_t ld = 0;
 
   const void* log_theta = nullptr;  // acc; row r at log_theta + r * ld_theta (0: one for all rows)
@@ -38,7 +39,7 @@ struct NllPanel {
 
   void* nll = nullptr;    // acc (rows,): added to, so that panels accumulate; null where not wanted
   void* grad = nullptr;   // as x; may be x
-  void* grad2 = nullptr;  // as x2; may be x2
+  void* grad2 = nullptr;  // (rows, cols) like grad, also beside a shared x2; may be an x2 of rows
 };
 
 }  // namespace sparsevae::cuda

@@ -1,6 +1,7 @@
 """The Bernoulli negative log-likelihood of sparse rows.
 
-Layers as in ``multinomial_nll``: arithmetic, derivatives, the public function.
+Layers as in ``multinomial_nll``: arithmetic (contract: csrc/ops/cell_nll.cpp), derivatives, the
+public function.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import _load
 from ..data.batch import CSRBatch
+from ._checks import no_derivative_wanted, no_double_backward
 from ._nll import (
     FirstOrderOnly,
     RowsFunction,
@@ -22,6 +25,7 @@ from ._nll import (
     reduce_rows,
     scatter_gradient,
 )
+from ._registry import use_kernel
 from .csr_rows import segment_sum
 
 __all__ = ["bernoulli_nll", "bernoulli_nll_reference"]
@@ -75,8 +79,9 @@ def bernoulli_nll(
     """
     check_prediction(_OP, "logits", logits, target, reduction)
     check_support(_OP, "values in [0, 1]", target, _outside, validate_args)
-    nll = _BernoulliNLL.apply(logits, target.crow, target.col, target.values)
-    return reduce_rows(nll, reduction)
+    values = target.values.to(accumulate_dtype(logits.dtype))
+    run = _forward if no_derivative_wanted(logits, values) else _BernoulliNLL.apply
+    return reduce_rows(run(logits, target.crow, target.col, values), reduction)
 
 
 def bernoulli_nll_reference(logits: Tensor, target: CSRBatch, reduction: str = "mean") -> Tensor:
@@ -96,9 +101,12 @@ def _outside(values: Tensor) -> Tensor:
 
 
 # ---- arithmetic ---------------------------------------------------------------------------------
+# `values` and what comes out per row are in the dtype that the predictions are computed in.
 
 
 def _forward(logits: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+    if use_kernel(_OP, logits):
+        return torch.ops.sparsevae_ext.bernoulli_nll.default(logits, crow, col, values)
     wide = accumulate_dtype(logits.dtype)
     dense = exact_row_sums(logits, lambda here: _softplus(logits[here].to(wide)))
     picked = logits[entry_rows(crow, col.shape[0]), col.long()].to(wide)
@@ -110,12 +118,16 @@ def _backward_logits(
     grad: Tensor, logits: Tensor, crow: Tensor, col: Tensor, values: Tensor
 ) -> Tensor:
     """``grad_i * (sigmoid(l) - x)`` as (B, N) in the dtype of ``logits``."""
+    if use_kernel("bernoulli_nll_backward", logits):
+        return torch.ops.sparsevae_ext.bernoulli_nll_backward.default(
+            grad, logits, crow, col, values
+        )
     wide = accumulate_dtype(logits.dtype)
 
     def dense(here: slice, out: Tensor | None) -> Tensor:
         return torch.mul(_sigmoid(logits[here].to(wide)), grad[here, None], out=out)
 
-    at_entries = -grad[entry_rows(crow, col.shape[0])] * values.to(wide)
+    at_entries = -grad[entry_rows(crow, col.shape[0])] * values
     return scatter_gradient(logits, crow, col, at_entries, dense)
 
 
@@ -150,13 +162,17 @@ class _BernoulliNLL(RowsFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, crow, col, values = ctx.saved_tensors
-        grad_logits = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_logits = _GradLogits.apply(grad, logits, crow, col, values)
-        if ctx.needs_input_grad[3]:
-            grad_values = _GradValues.apply(grad, logits, crow, col).to(values.dtype)
-        return grad_logits, None, None, grad_values
+        return _gradients(ctx, _GradLogits.apply, _GradValues.apply, grad)
+
+
+def _gradients(ctx: Any, of_logits: Any, of_values: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    logits, crow, col, values = ctx.saved_tensors
+    grad_logits = grad_values = None
+    if ctx.needs_input_grad[0]:
+        grad_logits = of_logits(grad, logits, crow, col, values)
+    if ctx.needs_input_grad[3]:
+        grad_values = of_values(grad, logits, crow, col)
+    return grad_logits, None, None, grad_values
 
 
 class _GradLogits(FirstOrderOnly):
@@ -173,3 +189,29 @@ class _GradValues(FirstOrderOnly):
     @staticmethod
     def forward(grad: Tensor, logits: Tensor, crow: Tensor, col: Tensor) -> Tensor:
         return _backward_values(grad, logits, crow, col)
+
+
+# ---- what the dispatcher needs for tracing ------------------------------------------------------
+
+if _load.C is not None:
+
+    @torch.library.register_fake("sparsevae_ext::bernoulli_nll")
+    def _(logits: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+        return values.new_empty(logits.shape[0])
+
+    @torch.library.register_fake("sparsevae_ext::bernoulli_nll_backward")
+    def _(grad: Tensor, logits: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+        return logits.new_empty(logits.shape)
+
+    # Called bare, torch.ops.sparsevae_ext.bernoulli_nll differentiates like the Function above.
+    def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_logits = torch.ops.sparsevae_ext.bernoulli_nll_backward.default
+        return _gradients(ctx, of_logits, _GradValues.apply, grad)
+
+    def _refuse(ctx: Any, *grads: Any) -> Any:
+        no_double_backward(_OP)
+
+    torch.library.register_autograd(
+        "sparsevae_ext::bernoulli_nll", _backward, setup_context=_BernoulliNLL.setup_context
+    )
+    torch.library.register_autograd("sparsevae_ext::bernoulli_nll_backward", _refuse)

@@ -1,6 +1,7 @@
 """The Gaussian negative log-likelihood and the squared error of sparse rows.
 
-Layers as in ``multinomial_nll``: arithmetic, derivatives, the public functions.
+Layers as in ``multinomial_nll``: arithmetic (contract: csrc/ops/cell_nll.cpp), derivatives, the
+public functions.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import _load
 from ..data.batch import CSRBatch
 from ..data.parts import torch_name
-from ._checks import check_tensor
+from ._checks import check_tensor, no_derivative_wanted, no_double_backward
 from ._nll import (
     FirstOrderOnly,
     RowsFunction,
@@ -26,6 +28,7 @@ from ._nll import (
     row_slices,
     scatter_gradient,
 )
+from ._registry import use_kernel
 from .csr_rows import segment_sum
 
 __all__ = ["gaussian_nll", "gaussian_nll_reference", "squared_error"]
@@ -90,7 +93,7 @@ def gaussian_nll(
     if logvar is not None:
         _check_logvar(mean, logvar)
     check_support(_OP, "values that are numbers", target, torch.isnan, validate_args)
-    nll = _GaussianNLL.apply(mean, logvar, target.crow, target.col, target.values)
+    nll = _apply(mean, logvar, target)
     return reduce_rows(nll + 0.5 * _LOG_2PI * mean.shape[1], reduction)
 
 
@@ -131,8 +134,13 @@ def squared_error(
     op = "squared_error"
     check_prediction(op, "prediction", prediction, target, reduction)
     check_support(op, "values that are numbers", target, torch.isnan, validate_args)
-    half = _GaussianNLL.apply(prediction, None, target.crow, target.col, target.values)
-    return reduce_rows(2.0 * half, reduction)
+    return reduce_rows(2.0 * _apply(prediction, None, target), reduction)
+
+
+def _apply(mean: Tensor, logvar: Tensor | None, target: CSRBatch) -> Tensor:
+    values = target.values.to(_wide(mean))
+    run = _forward if no_derivative_wanted(mean, logvar, values) else _GaussianNLL.apply
+    return run(mean, logvar, target.crow, target.col, values)
 
 
 def gaussian_nll_reference(
@@ -166,11 +174,14 @@ def _check_logvar(mean: Tensor, logvar: Tensor) -> None:
 
 # ---- arithmetic ---------------------------------------------------------------------------------
 # Without the constant log(2 pi): squared_error shares it, and a sum of it would drown small errors.
+# `values` and what comes out per row are in the dtype that the mean is computed in.
 
 
 def _forward(
     mean: Tensor, logvar: Tensor | None, crow: Tensor, col: Tensor, values: Tensor
 ) -> Tensor:
+    if use_kernel(_OP, mean):
+        return torch.ops.sparsevae_ext.gaussian_nll.default(mean, logvar, crow, col, values)
     precision = _Precision(mean, logvar)
     total = exact_row_sums(
         mean, lambda here: precision.weigh(mean[here].to(_wide(mean)).square(), here)
@@ -185,6 +196,29 @@ def _forward(
         else:
             total = total + exact_row_sums(mean, lambda here: logvar[here])
     return (0.5 * total).to(_wide(mean))
+
+
+def _backward(
+    grad: Tensor,
+    mean: Tensor,
+    logvar: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
+    wants_mean: bool,
+    wants_logvar: bool,
+) -> tuple[Tensor, Tensor]:
+    """Both gradients; shape (0,) where not wanted, and the wide dtype for a shared ``logvar``."""
+    if use_kernel("gaussian_nll_backward", mean):
+        return torch.ops.sparsevae_ext.gaussian_nll_backward.default(
+            grad, mean, logvar, crow, col, values, wants_mean, wants_logvar
+        )
+    grad_mean = grad_logvar = grad.new_empty(0)
+    if wants_mean:
+        grad_mean = _backward_mean(grad, mean, logvar, crow, col, values)
+    if wants_logvar and logvar is not None:
+        grad_logvar = _backward_logvar(grad, mean, logvar, crow, col, values)
+    return grad_mean, grad_logvar
 
 
 def _backward_mean(
@@ -226,7 +260,7 @@ def _backward_logvar(
     for here in row_slices(mean):
         total = total + dense(here, None).sum(dim=0, dtype=torch.float64)
     total = total.index_put((col.long(),), at_entries.double(), accumulate=True)
-    return total.to(logvar.dtype)
+    return total.to(grad.dtype)
 
 
 def _backward_values(
@@ -269,7 +303,7 @@ def _at_entries(
 ) -> tuple[Tensor, Tensor, Tensor | float]:
     rows, cols = entry_rows(crow, col.shape[0]), col.long()
     wide = _wide(mean)
-    return values.to(wide), mean[rows, cols].to(wide), precision.at(rows, cols)
+    return values, mean[rows, cols].to(wide), precision.at(rows, cols)
 
 
 def _wide(mean: Tensor) -> torch.dtype:
@@ -292,37 +326,43 @@ class _GaussianNLL(RowsFunction):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        mean, logvar, crow, col, values = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        grad_mean = grad_logvar = grad_values = None
-        if needed[0]:
-            grad_mean = _GradMean.apply(grad, mean, logvar, crow, col, values)
-        if needed[1]:
-            grad_logvar = _GradLogvar.apply(grad, mean, logvar, crow, col, values)
-        if needed[4]:
-            grad_values = _GradValues.apply(grad, mean, logvar, crow, col, values)
-            grad_values = grad_values.to(values.dtype)
-        return grad_mean, grad_logvar, None, None, grad_values
+        return _gradients(ctx, _GradMeanLogvar.apply, _GradValues.apply, grad)
 
 
-class _GradMean(FirstOrderOnly):
+def _gradients(ctx: Any, of_both: Any, of_values: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    mean, logvar, crow, col, values = ctx.saved_tensors
+    wants_mean, wants_logvar, _, _, wants_values = ctx.needs_input_grad
+    grad_mean = grad_logvar = grad_values = None
+    if wants_mean or wants_logvar:
+        grad_mean, grad_logvar = of_both(
+            grad, mean, logvar, crow, col, values, wants_mean, wants_logvar
+        )
+    if wants_values:
+        grad_values = of_values(grad, mean, logvar, crow, col, values)
+    return (
+        grad_mean if wants_mean else None,
+        grad_logvar.to(logvar.dtype) if wants_logvar and grad_logvar is not None else None,
+        None,
+        None,
+        grad_values,
+    )
+
+
+class _GradMeanLogvar(FirstOrderOnly):
     op: ClassVar[str] = _OP
 
     @staticmethod
     def forward(
-        grad: Tensor, mean: Tensor, logvar: Tensor | None, crow: Tensor, col: Tensor, values: Tensor
-    ) -> Tensor:
-        return _backward_mean(grad, mean, logvar, crow, col, values)
-
-
-class _GradLogvar(FirstOrderOnly):
-    op: ClassVar[str] = _OP
-
-    @staticmethod
-    def forward(
-        grad: Tensor, mean: Tensor, logvar: Tensor, crow: Tensor, col: Tensor, values: Tensor
-    ) -> Tensor:
-        return _backward_logvar(grad, mean, logvar, crow, col, values)
+        grad: Tensor,
+        mean: Tensor,
+        logvar: Tensor | None,
+        crow: Tensor,
+        col: Tensor,
+        values: Tensor,
+        wants_mean: bool,
+        wants_logvar: bool,
+    ) -> tuple[Tensor, Tensor]:
+        return _backward(grad, mean, logvar, crow, col, values, wants_mean, wants_logvar)
 
 
 class _GradValues(FirstOrderOnly):
@@ -333,3 +373,41 @@ class _GradValues(FirstOrderOnly):
         grad: Tensor, mean: Tensor, logvar: Tensor | None, crow: Tensor, col: Tensor, values: Tensor
     ) -> Tensor:
         return _backward_values(grad, mean, logvar, crow, col, values)
+
+
+# ---- what the dispatcher needs for tracing ------------------------------------------------------
+
+if _load.C is not None:
+
+    @torch.library.register_fake("sparsevae_ext::gaussian_nll")
+    def _(mean: Tensor, logvar: Tensor | None, crow: Tensor, col: Tensor, values: Tensor) -> Tensor:
+        return values.new_empty(mean.shape[0])
+
+    @torch.library.register_fake("sparsevae_ext::gaussian_nll_backward")
+    def _(
+        grad: Tensor,
+        mean: Tensor,
+        logvar: Tensor | None,
+        crow: Tensor,
+        col: Tensor,
+        values: Tensor,
+        wants_mean: bool,
+        wants_logvar: bool,
+    ) -> tuple[Tensor, Tensor]:
+        grad_mean = mean.new_empty(mean.shape if wants_mean else (0,))
+        if logvar is not None and wants_logvar and logvar.dim() == 1:
+            return grad_mean, values.new_empty(logvar.shape)
+        return grad_mean, mean.new_empty(mean.shape if wants_logvar else (0,))
+
+    # Called bare, torch.ops.sparsevae_ext.gaussian_nll differentiates like the Function above.
+    def _bare_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_both = torch.ops.sparsevae_ext.gaussian_nll_backward.default
+        return _gradients(ctx, of_both, _GradValues.apply, grad)
+
+    def _refuse(ctx: Any, *grads: Any) -> Any:
+        no_double_backward(_OP)
+
+    torch.library.register_autograd(
+        "sparsevae_ext::gaussian_nll", _bare_backward, setup_context=_GaussianNLL.setup_context
+    )
+    torch.library.register_autograd("sparsevae_ext::gaussian_nll_backward", _refuse)

@@ -1,9 +1,9 @@
 """The multinomial negative log-likelihood of sparse counts.
 
-The file has three layers. ``_forward`` and ``_backward_logits`` are the arithmetic: functions of
-plain tensors without autograd. The two ``autograd.Function`` classes give them derivatives and
-say no to those that do not exist. ``multinomial_nll`` checks, unpacks the target and reduces. A
-kernel takes the place of the arithmetic alone.
+The file has three layers. ``_forward`` and ``_backward_logits`` are the arithmetic, functions of
+plain tensors without autograd: the kernels (contract: csrc/ops/multinomial_nll.cpp), or plain torch
+where there are none. The ``autograd.Function`` classes give them derivatives and say no to those
+that do not exist. ``multinomial_nll`` checks, unpacks the target and reduces.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from .. import _load
 from ..data.batch import CSRBatch
+from ._checks import no_derivative_wanted, no_double_backward
 from ._nll import (
     FirstOrderOnly,
     RowsFunction,
@@ -25,6 +27,7 @@ from ._nll import (
     row_slices,
     scatter_gradient,
 )
+from ._registry import use_kernel
 from .csr_rows import segment_sum
 
 __all__ = ["multinomial_nll", "multinomial_nll_reference"]
@@ -81,8 +84,10 @@ def multinomial_nll(
     """
     check_prediction(_OP, "logits", logits, target, reduction)
     check_support(_OP, "non-negative counts", target, lambda values: values < 0, validate_args)
-    nll, _ = _MultinomialNLL.apply(logits, target.crow, target.col, target.values)
-    return reduce_rows(nll, reduction)
+    values = target.values.to(accumulate_dtype(logits.dtype))
+    bare = no_derivative_wanted(logits, values)
+    run = _forward if bare else _MultinomialNLL.apply
+    return reduce_rows(run(logits, target.crow, target.col, values)[0], reduction)
 
 
 def multinomial_nll_reference(logits: Tensor, target: CSRBatch, reduction: str = "mean") -> Tensor:
@@ -96,24 +101,38 @@ def multinomial_nll_reference(logits: Tensor, target: CSRBatch, reduction: str =
 
 
 # ---- arithmetic ---------------------------------------------------------------------------------
+# `values` and what comes out per row are in the dtype that the logits are computed in.
 
 
-def _forward(logits: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the nll (B,) and the logsumexp (B,) of every row."""
+def _forward(
+    logits: Tensor, crow: Tensor, col: Tensor, values: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gives the nll, the logsumexp and the sum of the values of every row, (B,) each."""
+    if use_kernel(_OP, logits):
+        return torch.ops.sparsevae_ext.multinomial_nll.default(logits, crow, col, values)
     lse = _logsumexp(logits)
-    nll = segment_sum(values.to(lse.dtype) * _surprise(logits, lse, crow, col), crow)
-    return nll, lse
+    nll = segment_sum(values * _surprise(logits, lse, crow, col), crow)
+    return nll, lse, segment_sum(values, crow)
 
 
 def _backward_logits(
-    grad: Tensor, logits: Tensor, lse: Tensor, crow: Tensor, col: Tensor, values: Tensor
+    grad: Tensor,
+    logits: Tensor,
+    lse: Tensor,
+    total: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    values: Tensor,
 ) -> Tensor:
-    """``grad_i * (N_i softmax(l_i) - x_i)`` as (B, N) in the dtype of ``logits``."""
-    weights = values.to(lse.dtype)
-    scale = grad * segment_sum(weights, crow)
+    """``grad_i * (total_i softmax(l_i) - x_i)`` as (B, N) in the dtype of ``logits``."""
+    if use_kernel("multinomial_nll_backward", logits):
+        return torch.ops.sparsevae_ext.multinomial_nll_backward.default(
+            grad, logits, lse, total, crow, col, values
+        )
+    scale = grad * total
     # exp(l - inf) is 0: an empty row gets no gradient even when its logits are all -inf.
     shift = torch.where(crow[1:] == crow[:-1], torch.inf, lse)
-    at_entries = -grad[entry_rows(crow, col.shape[0])] * weights
+    at_entries = -grad[entry_rows(crow, col.shape[0])] * values
 
     def dense(here: slice, out: Tensor | None) -> Tensor:
         return torch.sub(logits[here], shift[here, None], out=out).exp_().mul_(scale[here, None])
@@ -145,25 +164,31 @@ def _logsumexp(logits: Tensor) -> Tensor:
 
 class _MultinomialNLL(RowsFunction):
     @staticmethod
-    def forward(logits: Tensor, crow: Tensor, col: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        logits: Tensor, crow: Tensor, col: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return _forward(logits, crow, col, values)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         logits, crow, col, values = inputs
-        _, lse = output
-        ctx.mark_non_differentiable(lse)
-        ctx.save_for_backward(logits, lse, crow, col, values)
+        _, lse, total = output
+        ctx.mark_non_differentiable(lse, total)
+        ctx.save_for_backward(logits, lse, total, crow, col, values)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        logits, lse, crow, col, values = ctx.saved_tensors
-        grad_logits = grad_values = None
-        if ctx.needs_input_grad[0]:
-            grad_logits = _GradLogits.apply(grad, logits, lse, crow, col, values)
-        if ctx.needs_input_grad[3]:
-            grad_values = _GradValues.apply(grad, logits, lse, crow, col).to(values.dtype)
-        return grad_logits, None, None, grad_values
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return _gradients(ctx, _GradLogits.apply, _GradValues.apply, grad)
+
+
+def _gradients(ctx: Any, of_logits: Any, of_values: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    logits, lse, total, crow, col, values = ctx.saved_tensors
+    grad_logits = grad_values = None
+    if ctx.needs_input_grad[0]:
+        grad_logits = of_logits(grad, logits, lse, total, crow, col, values)
+    if ctx.needs_input_grad[3]:
+        grad_values = of_values(grad, logits, lse, crow, col)
+    return grad_logits, None, None, grad_values
 
 
 class _GradLogits(FirstOrderOnly):
@@ -171,9 +196,15 @@ class _GradLogits(FirstOrderOnly):
 
     @staticmethod
     def forward(
-        grad: Tensor, logits: Tensor, lse: Tensor, crow: Tensor, col: Tensor, values: Tensor
+        grad: Tensor,
+        logits: Tensor,
+        lse: Tensor,
+        total: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        values: Tensor,
     ) -> Tensor:
-        return _backward_logits(grad, logits, lse, crow, col, values)
+        return _backward_logits(grad, logits, lse, total, crow, col, values)
 
 
 class _GradValues(FirstOrderOnly):
@@ -182,3 +213,40 @@ class _GradValues(FirstOrderOnly):
     @staticmethod
     def forward(grad: Tensor, logits: Tensor, lse: Tensor, crow: Tensor, col: Tensor) -> Tensor:
         return _backward_values(grad, logits, lse, crow, col)
+
+
+# ---- what the dispatcher needs for tracing ------------------------------------------------------
+
+if _load.C is not None:
+
+    @torch.library.register_fake("sparsevae_ext::multinomial_nll")
+    def _(
+        logits: Tensor, crow: Tensor, col: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows = logits.shape[0]
+        return values.new_empty(rows), values.new_empty(rows), values.new_empty(rows)
+
+    @torch.library.register_fake("sparsevae_ext::multinomial_nll_backward")
+    def _(
+        grad: Tensor,
+        logits: Tensor,
+        lse: Tensor,
+        total: Tensor,
+        crow: Tensor,
+        col: Tensor,
+        values: Tensor,
+    ) -> Tensor:
+        return logits.new_empty(logits.shape)
+
+    # Called bare, torch.ops.sparsevae_ext.multinomial_nll differentiates like the Function above.
+    def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        of_logits = torch.ops.sparsevae_ext.multinomial_nll_backward.default
+        return _gradients(ctx, of_logits, _GradValues.apply, grad)
+
+    def _refuse(ctx: Any, *grads: Any) -> Any:
+        no_double_backward(_OP)
+
+    torch.library.register_autograd(
+        "sparsevae_ext::multinomial_nll", _backward, setup_context=_MultinomialNLL.setup_context
+    )
+    torch.library.register_autograd("sparsevae_ext::multinomial_nll_backward", _refuse)

@@ -211,6 +211,8 @@ inline unsigned __umulhi(unsigned a, unsigned b) {
 inline float __expf(float x) { return expf(x); }
 inline float __logf(float x) { return logf(x); }
 inline float __fdividef(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
 inline float rsqrtf(float x) { return 1.f / sqrtf(x); }
 inline int __float_as_int(float f) { return ::cuda_emu::from_bits<int>(::cuda_emu::to_bits(f)); }
 inline float __int_as_float(int i) { return ::cuda_emu::from_bits<float>(::cuda_emu::to_bits(i)); }

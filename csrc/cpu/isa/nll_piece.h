@@ -2,8 +2,8 @@
 // panel of columns, with the target's entries in that part. Free of torch.
 //
 // The callers (the ops on given predictions, which pass whole rows, and the ops with the decoder's
-// last layer inside, which pass panels) have checked and shifted the columns of the entries: the
-// loops follow `at` without a look.
+// last layer inside, which pass panels) have checked, shifted and sorted the columns of the
+// entries: the loops follow `at` without a look, and walk over it once, beside the columns.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,8 @@ struct NllPiece {
   // Negative binomial: log-dispersion of every column.
   const acc_t* log_theta = nullptr;
 
-  // The entries: at[e] in [0, cols) is the place of value[e].
+  // The entries: at[e] in [0, cols) is the place of value[e]. Ascending; equal ones may follow each
+  // other.
   const int32_t* at = nullptr;
   const acc_t* value = nullptr;
   int64_t entries = 0;
@@ -37,7 +38,14 @@ struct NllPiece {
   // Gradients, written where not null; they may lie where x and x2 lie.
   scalar_t* grad = nullptr;
   scalar_t* grad2 = nullptr;
-  acc_t* grad_log_theta = nullptr;  // added to: rows share it
+  // Of what the rows share (log_theta; the log-variance of a Gaussian, beside grad2 = null): added
+  // to.
+  acc_t* grad_log_theta = nullptr;
+
+  // Gaussian: whether the value has log(2 pi) / 2 for every column.
+  bool with_log_2pi = true;
+  // Write grad and grad2 past the caches: for results that they could not hold anyway.
+  bool past_caches = false;
 };
 
 }  // namespace sparsevae
