@@ -9,9 +9,11 @@ from .ops.gaussian_nll import gaussian_nll, squared_error
 from .ops.jumprelu import jumprelu, l0_activity
 from .ops.kl_sparsity import kl_sparsity
 from .ops.multinomial_nll import multinomial_nll
+from .ops.negative_binomial_nll import negative_binomial_nll
 from .ops.poisson_nll import poisson_nll
 from .ops.reparameterize_kl import reparameterize_kl
 from .ops.topk import topk
+from .ops.zero_inflated_negative_binomial_nll import zero_inflated_negative_binomial_nll
 
 __all__ = [
     "batch_topk",
@@ -27,8 +29,10 @@ __all__ = [
     "l1_activity",
     "l2_activity",
     "multinomial_nll",
+    "negative_binomial_nll",
     "poisson_nll",
     "reparameterize_kl",
     "squared_error",
     "topk",
+    "zero_inflated_negative_binomial_nll",
 ]

@@ -83,4 +83,24 @@ void check_index(const char* op, const char* what, const index_t* index, int64_t
   if (bad >= 0) throw_out_of_bounds(op, what, index, bad, bound_name, bound);
 }
 
+// The first of rows [first, last) whose columns are not ascending and distinct, or -1.
+template <typename index_t>
+int64_t first_unsorted_row(const index_t* crow, const index_t* col, int64_t first, int64_t last) {
+  for (int64_t r = first; r < last; ++r) {
+    bool falls = false;
+    for (int64_t e = static_cast<int64_t>(crow[r]) + 1; e < static_cast<int64_t>(crow[r + 1]); ++e)
+      falls |= col[e] <= col[e - 1];
+    if (falls) return r;
+  }
+  return -1;
+}
+
+// Throws std::runtime_error: for likelihoods, of which a cell's cost is not linear in its value.
+[[noreturn]] inline void throw_unsorted_row(const char* op, int64_t row) {
+  std::ostringstream text;
+  text << op << "(): expected the columns of every row to be sorted and distinct, but got others "
+       << "in row " << row << "; use CSRBatch.from_scipy";
+  throw std::runtime_error(text.str());
+}
+
 }  // namespace sparsevae

@@ -36,6 +36,10 @@ OPS = (
     "reparameterize_kl",
     "reparameterize_kl_backward",
     "reparameterize_kl_counted",
+    "negative_binomial_nll",
+    "negative_binomial_nll_backward",
+    "zero_inflated_negative_binomial_nll",
+    "zero_inflated_negative_binomial_nll_backward",
 )
 
 #: Ops whose CUDA form is the plain-torch one on purpose, with the reason.

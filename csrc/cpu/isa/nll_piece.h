@@ -23,8 +23,9 @@ struct NllPiece {
   const scalar_t* x = nullptr;   // logits, log-rate, mean or log-mean
   const scalar_t* x2 = nullptr;  // Gaussian: log-variance; zero-inflated: logit of a zero
 
-  // Negative binomial: log-dispersion of every column.
+  // Negative binomial: log-dispersion of every column, and its exponential (null: made on the way).
   const acc_t* log_theta = nullptr;
+  const acc_t* theta = nullptr;
 
   // The entries: at[e] in [0, cols) is the place of value[e]. Ascending; equal ones may follow each
   // other.
@@ -41,6 +42,10 @@ struct NllPiece {
   // Of what the rows share (log_theta; the log-variance of a Gaussian, beside grad2 = null): added
   // to.
   acc_t* grad_log_theta = nullptr;
+  // Negative binomial, for the second pass that a shift by logsumexp(x) needs: the gradient before
+  // rounding, written beside or instead of grad, and its sum over the piece, added to.
+  acc_t* wide_grad = nullptr;
+  double* grad_sum = nullptr;
 
   // Gaussian: whether the value has log(2 pi) / 2 for every column.
   bool with_log_2pi = true;

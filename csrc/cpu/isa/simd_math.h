@@ -148,12 +148,8 @@ inline void exp_half_and_expm1(F32 x, F32* exp_half, F32* expm1) {
 
 namespace math {
 
-// The logarithm of 2^-shift y for a positive normal y.
-inline F32 log_of_normal(F32 y, I32 shift) {
-  // y = 2^e m with sqrt(1/2) <= m < sqrt(2)
-  const U32 bits = (U32)y - 0x3f3504f3u;
-  const F32 exponent = __builtin_convertvector(((I32)bits >> 23) - shift, F32);
-  const F32 f = (F32)((bits & 0x7fffffu) + 0x3f3504f3u) - 1.f;
+// exponent ln 2 + log(1 + f) for sqrt(1/2) <= 1 + f < sqrt(2)
+inline F32 log_of_parts(F32 exponent, F32 f) {
   const F32 square = f * f;
   F32 p = splat(7.0376836292e-2f);  // Cephes' logf
   p = fmadd(p, f, splat(-1.1514610310e-1f));
@@ -168,6 +164,20 @@ inline F32 log_of_normal(F32 y, I32 shift) {
   tail = fmadd(exponent, splat(kLn2Low), tail);
   tail = fmadd(square, splat(-0.5f), tail);
   return fmadd(exponent, splat(kLn2High), f + tail);
+}
+
+// y = 2^shift 2^exponent (1 + f) for a positive normal y, with 1 + f as above.
+inline void log_parts(F32 y, I32 shift, F32* exponent, F32* f) {
+  const U32 bits = (U32)y - 0x3f3504f3u;
+  *exponent = __builtin_convertvector(((I32)bits >> 23) - shift, F32);
+  *f = (F32)((bits & 0x7fffffu) + 0x3f3504f3u) - 1.f;
+}
+
+// The logarithm of 2^-shift y for a positive normal y.
+inline F32 log_of_normal(F32 y, I32 shift) {
+  F32 exponent, f;
+  log_parts(y, shift, &exponent, &f);
+  return log_of_parts(exponent, f);
 }
 
 }  // namespace math

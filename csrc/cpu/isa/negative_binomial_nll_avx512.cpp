@@ -1,0 +1,15 @@
+// Compiled with the flags of avx512 (see tools/extension_build.py); must not include anything that
+// other files share inline.
+#if defined(__x86_64__)
+#define SPARSEVAE_ISA isa_avx512
+#include "negative_binomial_nll_loops.h"
+
+namespace sparsevae {
+
+const NegativeBinomialTables& negative_binomial_tables_avx512() {
+  static constexpr NegativeBinomialTables tables = SPARSEVAE_ISA::make_negative_binomial_tables();
+  return tables;
+}
+
+}  // namespace sparsevae
+#endif

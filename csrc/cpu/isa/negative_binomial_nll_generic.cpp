@@ -1,0 +1,13 @@
+// Compiled with the flags of generic (see tools/extension_build.py); must not include anything that
+// other files share inline.
+#define SPARSEVAE_ISA isa_generic
+#include "negative_binomial_nll_loops.h"
+
+namespace sparsevae {
+
+const NegativeBinomialTables& negative_binomial_tables_generic() {
+  static constexpr NegativeBinomialTables tables = SPARSEVAE_ISA::make_negative_binomial_tables();
+  return tables;
+}
+
+}  // namespace sparsevae
