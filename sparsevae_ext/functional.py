@@ -8,6 +8,11 @@ from .ops.csr_rows import csr_dropout, csr_l2_normalize
 from .ops.gaussian_nll import gaussian_nll, squared_error
 from .ops.jumprelu import jumprelu, l0_activity
 from .ops.kl_sparsity import kl_sparsity
+from .ops.linear_negative_binomial_nll import (
+    linear_negative_binomial_nll,
+    linear_zero_inflated_negative_binomial_nll,
+)
+from .ops.linear_nll import linear_bernoulli_nll, linear_multinomial_nll, linear_poisson_nll
 from .ops.multinomial_nll import multinomial_nll
 from .ops.negative_binomial_nll import negative_binomial_nll
 from .ops.poisson_nll import poisson_nll
@@ -28,6 +33,11 @@ __all__ = [
     "l0_activity",
     "l1_activity",
     "l2_activity",
+    "linear_bernoulli_nll",
+    "linear_multinomial_nll",
+    "linear_negative_binomial_nll",
+    "linear_poisson_nll",
+    "linear_zero_inflated_negative_binomial_nll",
     "multinomial_nll",
     "negative_binomial_nll",
     "poisson_nll",

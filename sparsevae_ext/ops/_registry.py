@@ -33,6 +33,7 @@ OPS = (
     "multinomial_nll_backward",
     "poisson_nll",
     "poisson_nll_backward",
+    "linear_nll",
     "reparameterize_kl",
     "reparameterize_kl_backward",
     "reparameterize_kl_counted",

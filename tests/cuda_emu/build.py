@@ -38,7 +38,7 @@ SANITIZE = {
     "thread": ["-fsanitize=thread", "-DCUDA_EMU_STATIC_SHARED", "-Wno-tsan", "-O0"],
 }
 FLAGS = [
-    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer"),
+    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-fvisibility=hidden"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-missing-field-initializers"),
     f"-Dsparsevae_ext={NAMESPACE}",
     "-DSPARSEVAE_CUDA_KEY=CPU",
