@@ -227,6 +227,30 @@ CASES = {
         NotImplementedError,
         "\"squared_error\" not implemented for 'Long'",
     ),
+    "37 linear nll with a weight of another shape": (
+        lambda: functional.linear_gaussian_nll(torch.zeros(2, 4), torch.zeros(4, 3), None, batch()),
+        RuntimeError,
+        r"linear_gaussian_nll\(\): expected weight of shape \(3, 4\), but got \(4, 3\)",
+    ),
+    "1 linear nll one past the end": (
+        lambda: functional.linear_gaussian_nll(
+            torch.zeros(2, 4), torch.zeros(3, 4), None, batch(col=(0, 3, 1)), method="gram"
+        ),
+        IndexError,
+        r"linear_gaussian_nll\(\): column index 3 at position 1",
+    ),
+    "a rate that could be negative": (
+        lambda: functional.linear_poisson_nll(
+            torch.ones(2, 4), -torch.ones(3, 4), None, batch(), link="identity"
+        ),
+        ValueError,
+        'expected non-negative weight with link="identity", but got -1',
+    ),
+    "topics off the simplex": (
+        lambda: functional.topic_multinomial_nll(torch.ones(2, 1), torch.ones(1, 3), batch()),
+        ValueError,
+        r"topic_multinomial_nll\(\): expected rows of beta to sum to 1, but got 3 in row 0",
+    ),
     "unknown sparsity": (
         lambda: sv.models.SparseAutoencoder(3, 2, sparsity="l3:1"),
         ValueError,
