@@ -147,9 +147,15 @@ def convert(arguments: argparse.Namespace) -> None:
         raise UsageError(f"{folder} exists already; give --overwrite to replace it")
     if folder.exists() and not (folder / "meta.json").is_file():
         raise UsageError(f"{folder} is not a converted data set; it is left alone")
-    ds = data.read(arguments.file)
+    options = {"batch_key": arguments.batch_key, "layer": arguments.layer}
     folder.absolute().parent.mkdir(parents=True, exist_ok=True)
-    data.write_folder(ds, folder, overwrite=arguments.overwrite)
+    if arguments.file.endswith(".h5ad"):
+        # A range of rows at a time: the file may be larger than memory.
+        with data.open_h5ad(arguments.file, **options) as matrix:
+            ds = data.write_folder(matrix, folder, overwrite=arguments.overwrite)
+    else:
+        ds = data.read(arguments.file, **options)
+        data.write_folder(ds, folder, overwrite=arguments.overwrite)
     print(f"{folder}: {ds.shape[0]:,} rows x {ds.shape[1]:,} columns, {int(ds.nnz):,} non-zeros")
 
 

@@ -18,8 +18,9 @@ Every error is one line; --debug adds the traceback.
 """
 
 _DATA_HELP = (
-    "scipy .npz (CSR), svmlight (.svm, .svmlight, .libsvm, .txt, also .gz), torch .pt (sparse_csr), a "
-    "folder made by `sparsevae convert`, or the word spam for the embedded data set"
+    "scipy .npz (CSR), AnnData .h5ad (CSR), svmlight (.svm, .svmlight, .libsvm, .txt, also .gz), "
+    "torch .pt (sparse_csr), a folder made by `sparsevae convert`, or the word spam for the "
+    "embedded data set"
 )
 
 
@@ -82,6 +83,7 @@ def _add_train(subparsers: Any) -> None:
     add = parser.add_argument
     add("--out", required=True, metavar="DIR", help="directory of the run, made if missing")
     add("--data", metavar="FILE", help=f"{_DATA_HELP}. Required unless --resume is given")
+    _add_covariates(add)
     _add_model(add)
     add(
         "--epochs",
@@ -138,25 +140,45 @@ def _add_train(subparsers: Any) -> None:
     _add_machine(parser)
 
 
+def _add_covariates(add: Any) -> None:
+    """Where the experimental batches of the rows, and the counts themselves, are in the data."""
+    add(
+        "--batch-key",
+        metavar="NAME",
+        help="which experimental batch a row comes from: a column of an .h5ad file's obs, or an "
+        "array of an .npz file; count-vae reads it (default: what the data says, if anything)",
+    )
+    add(
+        "--layer",
+        metavar="NAME",
+        help="of an .h5ad file: a layer, or raw, where the raw counts are (default: X)",
+    )
+
+
 def _add_model(add: Any) -> None:
     """The options of the models; which model has which is checked with the run's settings."""
     add(
         "--model",
-        choices=("mult-vae", "mult-dae", "vae", "sparse-autoencoder"),
+        choices=("mult-vae", "mult-dae", "vae", "count-vae", "sparse-autoencoder"),
         help="mult-vae [N-600-200-600-N] or mult-dae [N-200-N], Liang et al. 2018; vae, with the "
-        "likelihood of your choice; sparse-autoencoder [N-256-N] (default: mult-vae)",
+        "likelihood of your choice; count-vae [N-128-10-128-N], counts of genes in cells, Lopez "
+        "et al. 2018; sparse-autoencoder [N-256-N] (default: mult-vae)",
     )
     add(
         "--hidden",
         type=at_least(1),
         help="hidden width; of the code for sparse-autoencoder (default: 600 mult-vae and vae, "
-        "200 mult-dae, 256 sparse-autoencoder)",
+        "200 mult-dae, 128 count-vae, 256 sparse-autoencoder)",
     )
-    add("--latent", type=at_least(1), help="code width of mult-vae and vae (default: 200)")
+    add(
+        "--latent",
+        type=at_least(1),
+        help="code width (default: 200 mult-vae and vae, 10 count-vae)",
+    )
     add(
         "--beta",
         type=number(0),
-        help="cap of the KL weight (default: 0.2 for mult-vae, 1 for vae)",
+        help="cap of the KL weight (default: 0.2 for mult-vae, 1 for vae and count-vae)",
     )
     add(
         "--anneal-fraction",
@@ -169,12 +191,23 @@ def _add_model(add: Any) -> None:
         "--dropout",
         type=number(0, 1),
         help="probability of dropping a stored input value (default: 0.5 for mult-vae and "
-        "mult-dae, 0 for vae)",
+        "mult-dae, 0 for vae), or a hidden unit of count-vae (0.1)",
     )
     add(
         "--likelihood",
-        choices=("bernoulli", "gaussian", "multinomial"),
-        help="vae: of a row (default: bernoulli)",
+        choices=("bernoulli", "gaussian", "multinomial", "nb", "zinb", "poisson"),
+        help="vae: bernoulli (default), gaussian or multinomial; count-vae: nb, negative binomial "
+        "(default), zinb, the same with extra zeros, or poisson",
+    )
+    add(
+        "--dispersion",
+        choices=("gene", "gene-batch"),
+        help="count-vae: one dispersion per gene, or per gene and batch (default: gene)",
+    )
+    add(
+        "--n-layers",
+        type=at_least(1),
+        help="count-vae: hidden layers of encoder and decoder (default: 1)",
     )
     add(
         "--learn-logvar",
@@ -182,7 +215,7 @@ def _add_model(add: Any) -> None:
         const=True,
         help="vae, gaussian: the decoder gives the variances too",
     )
-    add("--free-bits", type=number(0), help="vae: nats per unit that the KL costs nothing for")
+    add("--free-bits", type=number(0), help="vae, count-vae: nats per unit that are free")
     add(
         "--activation",
         choices=("relu", "identity", "sigmoid", "tanh", "softplus"),
@@ -297,6 +330,7 @@ def _add_convert(subparsers: Any) -> None:
     parser.add_argument(
         "folder", metavar="DIR", help="the folder to make; it appears complete or not at all"
     )
+    _add_covariates(parser.add_argument)
     parser.add_argument("--overwrite", action="store_true", help="replace the data set in DIR")
 
 

@@ -7,6 +7,7 @@ from .batch import CSRBatch
 from .dataset import CSRDataset
 from .errors import DataFileError
 from .folder import verify_folder, write_folder
+from .h5ad import open_h5ad
 from .index import TransposedIndex
 from .loader import CSRLoader
 from .readers import read
@@ -22,6 +23,7 @@ __all__ = [
     "SparsityStats",
     "TransposedIndex",
     "load_spam",
+    "open_h5ad",
     "read",
     "sparsity_report",
     "sparsity_stats",

@@ -18,7 +18,7 @@ from .index import (
     transpose_on_cpu,
     transpose_on_device,
 )
-from .parts import check_parts, pointers, row_numbers, torch_name
+from .parts import check_batch_index, check_parts, pointers, row_numbers, torch_name
 
 __all__ = ["CSRBatch"]
 
@@ -45,6 +45,8 @@ class CSRBatch:
         crow, col, values: the tensors given.
         n_cols: N.
         index: the transposed index once `prepare()` was called, else None.
+        batch_index: (B,) int64, the experimental batch of each row, or None; see
+            `with_batch_index`.
 
     Raises:
         TypeError: an argument is no tensor.
@@ -63,6 +65,8 @@ class CSRBatch:
     values: torch.Tensor
     n_cols: int
     index: TransposedIndex | None
+    # On the class, so that a batch pickled without one has it too.
+    batch_index: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -86,6 +90,7 @@ class CSRBatch:
         values: Any,
         n_cols: int,
         index: Any = None,
+        batch_index: Any = None,
     ) -> CSRBatch:
         """Put together parts known to fit (or the stand-ins pytree uses), without any check."""
         batch = cls.__new__(cls)
@@ -94,6 +99,7 @@ class CSRBatch:
         batch.values = values
         batch.n_cols = n_cols
         batch.index = index
+        batch.batch_index = batch_index
         return batch
 
     # ---- from other forms ------------------------------------------------------------------
@@ -267,7 +273,38 @@ class CSRBatch:
                 f"CSRBatch.with_values(): expected values of shape {tuple(self.col.shape)}, "
                 f"but got {tuple(values.shape)}"
             )
-        return CSRBatch._make(self.crow, self.col, values, self.n_cols, self.index)
+        return CSRBatch._make(
+            self.crow, self.col, values, self.n_cols, self.index, self.batch_index
+        )
+
+    def with_batch_index(self, batch_index: torch.Tensor | None) -> CSRBatch:
+        """The same rows with the experimental batch that each comes from.
+
+        A covariate that goes wherever the rows go: through `to`, `pin_memory`, indexing, pickle,
+        `torch.compile` and the loader. Models with `n_batch` read it.
+
+        Args:
+            batch_index: (B,) numbers from 0 on, of an integer dtype; None takes it away.
+
+        Returns:
+            A batch that shares everything else with this one.
+
+        Raises:
+            TypeError: it is no tensor.
+            RuntimeError: it is no (B,) integer tensor.
+
+        Example:
+            >>> b = CSRBatch.from_dense(torch.eye(3)).with_batch_index(torch.tensor([0, 1, 0]))
+            >>> b[1:].batch_index.tolist()
+            [1, 0]
+        """
+        if batch_index is not None:
+            batch_index = check_batch_index(
+                "CSRBatch.with_batch_index", batch_index, len(self), self.device
+            )
+        return CSRBatch._make(
+            self.crow, self.col, self.values, self.n_cols, self.index, batch_index
+        )
 
     def row_ids(self) -> torch.Tensor:
         """The row of every entry, (nnz,), in the dtype of `crow`; no synchronisation.
@@ -306,7 +343,11 @@ class CSRBatch:
         shift = torch.repeat_interleave(starts - bounds[:-1], lengths)
         entries = shift + torch.arange(len(shift), device=self.device)
         return CSRBatch._make(
-            bounds.to(self.crow.dtype), self.col[entries], self.values[entries], self.n_cols
+            bounds.to(self.crow.dtype),
+            self.col[entries],
+            self.values[entries],
+            self.n_cols,
+            batch_index=None if self.batch_index is None else self.batch_index[picked],
         )
 
     # ---- moves ---------------------------------------------------------------------------------
@@ -345,11 +386,14 @@ class CSRBatch:
 
     def _replace(self, move: Any, values: torch.Tensor) -> CSRBatch:
         parts = [self.crow, self.col, *(self.index or ())]
+        if self.batch_index is not None:
+            parts.append(self.batch_index)
         moved = [move(t) for t in parts]
         if values is self.values and all(a is b for a, b in zip(parts, moved, strict=True)):
             return self
+        covariate = moved.pop() if self.batch_index is not None else None
         index = TransposedIndex(*moved[2:]) if self.index is not None else None
-        return CSRBatch._make(moved[0], moved[1], values, self.n_cols, index)
+        return CSRBatch._make(moved[0], moved[1], values, self.n_cols, index, covariate)
 
     # ---- to other forms ------------------------------------------------------------------------
 

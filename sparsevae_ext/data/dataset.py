@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from .batch import CSRBatch
 from .canonical import canonical_csr
+from .covariate import RowCovariate
 from .store import CSRArrays, gather_batch
 
 __all__ = ["CSRDataset"]
@@ -35,6 +37,10 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
             `write_folder` made.
         vocab: names of the N columns; a folder may bring its own.
         labels: (B,) one label per row; a folder may bring its own.
+        batch_index: (B,) experimental batch of each row (donor, run, chemistry): numbers from 0
+            on, or strings, which are numbered in sorted order. Every batch of rows carries its
+            part, see `CSRBatch.with_batch_index`. A folder may bring its own.
+        batch_names: names of the batches, where `batch_index` holds numbers.
 
     Attributes:
         vocab: names of the columns, or None.
@@ -42,19 +48,25 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
     Raises:
         TypeError: `data` is neither a scipy CSR matrix nor a path.
         DataFileError: the folder is missing or damaged.
-        RuntimeError: a broken row pointer array, or a vocabulary or labels of another length.
+        RuntimeError: a broken row pointer array, or a vocabulary, labels or batch index of another
+            length.
         IndexError: a column outside [0, N).
+        ValueError: a batch number below 0 or without a name.
 
     Example:
         >>> ds = CSRDataset(sp.csr_matrix([[0, 2], [1, 0], [0, 0]]))
         >>> len(ds), ds.shape, ds.nnz, ds[1].to_dense().tolist()
         (3, (3, 2), 2, [[1.0, 0.0]])
+        >>> ds = CSRDataset(sp.csr_matrix([[0, 2], [1, 0]]), batch_index=["run 2", "run 1"])
+        >>> ds.n_batch, ds.batch_names, ds.rows([0, 1]).batch_index
+        (2, ['run 1', 'run 2'], tensor([1, 0]))
     """
 
     vocab: list[str] | None
     _arrays: CSRArrays
     _rows: NDArray[np.int64] | None
     _labels: NDArray[Any] | None
+    _covariate: RowCovariate | None
 
     def __init__(
         self,
@@ -62,12 +74,15 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
         *,
         vocab: Sequence[str] | None = None,
         labels: Any = None,
+        batch_index: Any = None,
+        batch_names: Sequence[str] | None = None,
     ) -> None:
         self._rows = None
+        self._covariate = None
         if isinstance(data, (str, os.PathLike)):
             from .folder import open_folder
 
-            self._arrays, stored_vocab, stored_labels = open_folder(data)
+            self._arrays, stored_vocab, stored_labels, self._covariate = open_folder(data)
             vocab = stored_vocab if vocab is None else vocab
             labels = stored_labels if labels is None else labels
         else:
@@ -83,6 +98,14 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
         if self._labels is not None and len(self._labels) != self._arrays.n_rows:
             raise RuntimeError(
                 f"CSRDataset(): expected {self._arrays.n_rows} labels, but got {len(self._labels)}"
+            )
+        if batch_index is not None:
+            self._covariate = RowCovariate.of("CSRDataset", batch_index, batch_names)
+        covariate = self._covariate
+        if covariate is not None and len(covariate.codes) != self._arrays.n_rows:
+            raise RuntimeError(
+                f"CSRDataset(): expected batch_index of length {self._arrays.n_rows}, but got "
+                f"{len(covariate.codes)}"
             )
 
     # ---- facts ---------------------------------------------------------------------------------
@@ -113,6 +136,51 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
         if self._labels is None or self._rows is None:
             return self._labels
         return self._labels[self._rows]
+
+    @property
+    def batch_index(self) -> NDArray[np.int64] | None:
+        """Number of each row's experimental batch, (B,) int64, or None."""
+        if self._covariate is None or self._rows is None:
+            return None if self._covariate is None else self._covariate.codes
+        return self._covariate.codes[self._rows]
+
+    @property
+    def batch_names(self) -> list[str] | None:
+        """Names of the experimental batches, of a subset those of the whole; or None."""
+        return None if self._covariate is None else list(self._covariate.names)
+
+    @property
+    def n_batch(self) -> int:
+        """Number of experimental batches; 0 for a data set that knows of none."""
+        return 0 if self._covariate is None else len(self._covariate.names)
+
+    @property
+    def batch_key(self) -> str | None:
+        """Name of the column that the experimental batches were read from, or None."""
+        return None if self._covariate is None else self._covariate.key
+
+    def with_batch_names(self, names: Sequence[str]) -> CSRDataset:
+        """A view whose batches are numbered as in ``names``, as a model trained with them needs.
+
+        Args:
+            names: of the batches; there may be more of them than this data set has.
+
+        Raises:
+            ValueError: a batch of this data set is not among them, or it has no batches.
+
+        Example:
+            >>> ds = CSRDataset(sp.csr_matrix([[0, 2], [1, 0]]), batch_index=["b", "b"])
+            >>> ds.with_batch_names(["a", "b"]).batch_index.tolist()
+            [1, 1]
+        """
+        if self._covariate is None:
+            raise ValueError(
+                "CSRDataset.with_batch_names(): expected a data set with a batch index, but got "
+                "one without"
+            )
+        view = copy.copy(self)
+        view._covariate = self._covariate.renamed(names)
+        return view
 
     @property
     def is_memory_mapped(self) -> bool:
@@ -155,7 +223,10 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
         rows = _row_numbers(index, len(self))
         if self._rows is not None:
             rows = self._rows[rows]
-        return gather_batch("CSRDataset.rows", self._arrays, rows, prepare)
+        batch = gather_batch("CSRDataset.rows", self._arrays, rows, prepare)
+        if self._covariate is not None:
+            batch.batch_index = torch.from_numpy(self._covariate.codes[rows])
+        return batch
 
     def __getitem__(self, index: int) -> CSRBatch:
         """One row, as a batch of one."""
@@ -198,12 +269,19 @@ class CSRDataset(torch.utils.data.Dataset[CSRBatch]):
         for batch in batches:
             crow.append(batch.crow[1:] + shift)
             shift += batch.nnz
-        return CSRBatch(
+        joined = CSRBatch(
             torch.cat(crow),
             torch.cat([batch.col for batch in batches]),
             torch.cat([batch.values for batch in batches]),
             (sum(len(batch) for batch in batches), widths.pop()),
         )
+        covariates = [batch.batch_index for batch in batches if batch.batch_index is not None]
+        if covariates and len(covariates) != len(batches):
+            raise RuntimeError(
+                "CSRDataset.collate(): expected all batches to carry a batch index or none, but "
+                f"got {len(covariates)} of {len(batches)} that do"
+            )
+        return joined.with_batch_index(torch.cat(covariates)) if covariates else joined
 
     def subset(self, rows: Any) -> CSRDataset:
         """A view of some rows: shares the arrays, keeps only their numbers.

@@ -1,7 +1,7 @@
 """A folder of memory-mapped arrays: data sets larger than memory.
 
 `crow.npy`, `col.npy` and `values.npy` hold the matrix, `meta.json` says what they must look like,
-`vocab.json` and `labels.npy` are optional.
+`vocab.json`, `labels.npy` and the pair `batch_index.npy`, `batches.json` are optional.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .canonical import is_canonical
+from .covariate import RowCovariate
 from .dataset import CSRDataset
 from .errors import DataFileError
+from .h5ad import H5adMatrix
 from .index import INT32_LIMIT, check_structure
+from .source import RowSource, check_entries, row_chunks
 from .store import CSRArrays
 
 __all__ = [
@@ -109,8 +110,8 @@ def open_arrays(folder: str | os.PathLike[str]) -> CSRArrays:
 
 def open_folder(
     folder: str | os.PathLike[str],
-) -> tuple[CSRArrays, list[str] | None, NDArray[Any] | None]:
-    """The arrays, vocabulary and labels of a folder.
+) -> tuple[CSRArrays, list[str] | None, NDArray[Any] | None, RowCovariate | None]:
+    """The arrays, vocabulary, labels and experimental batches of a folder.
 
     Raises:
         DataFileError: missing, truncated or inconsistent.
@@ -132,18 +133,20 @@ def open_folder(
         raise
     except Exception as error:
         raise DataFileError(path, f"vocab.json or labels.npy is damaged ({error})") from error
-    return arrays, vocab, labels
+    return arrays, vocab, labels, _read_batches(path, arrays.n_rows)
 
 
-def _row_chunks(crow: NDArray[Any]) -> Iterator[tuple[int, int]]:
-    """Ranges of rows of about four million entries each, at least one row."""
-    start, n_rows = 0, len(crow) - 1
-    while start < n_rows:
-        limit = int(crow[start]) + _CHUNK_ENTRIES
-        stop = int(np.searchsorted(crow, limit, side="right")) - 1
-        stop = min(max(stop, start + 1), n_rows, start + _CHUNK_ENTRIES)
-        yield start, stop
-        start = stop
+def _read_batches(path: Path, n_rows: int) -> RowCovariate | None:
+    if not (path / "batches.json").exists():
+        return None
+    try:
+        said = json.loads((path / "batches.json").read_text(encoding="utf-8"))
+        codes = np.load(path / "batch_index.npy", allow_pickle=False)
+        if codes.shape != (n_rows,) or not isinstance(said["names"], list):
+            raise ValueError(f"shape {codes.shape} and {len(said['names'])} names")
+        return RowCovariate.of("batch_index.npy", codes, said["names"], said["key"])
+    except Exception as error:
+        raise DataFileError(path, f"its batch index is missing or damaged ({error})") from error
 
 
 def check_arrays(path: str | os.PathLike[str], arrays: CSRArrays, nonnegative: bool = True) -> None:
@@ -152,22 +155,11 @@ def check_arrays(path: str | os.PathLike[str], arrays: CSRArrays, nonnegative: b
     Raises:
         DataFileError: naming the row of the first offender.
     """
-    for start, stop in _row_chunks(arrays.crow):
+    for start, stop in row_chunks(arrays.crow, _CHUNK_ENTRIES):
         begin, end = int(arrays.crow[start]), int(arrays.crow[stop])
         crow = np.asarray(arrays.crow[start : stop + 1]) - begin
         col, values = arrays.col[begin:end], arrays.values[begin:end]
-
-        def fail(bad: NDArray[Any], text: str, crow: NDArray[Any] = crow, at: int = start) -> None:
-            if bad.any():
-                row = at + int(np.searchsorted(crow, int(bad.argmax()), side="right")) - 1
-                raise DataFileError(path, f"row {row} {text}")
-
-        fail((col < 0) | (col >= arrays.n_cols), f"has a column outside [0, {arrays.n_cols})")
-        fail(~np.isfinite(values), "has a value that is NaN or infinite")
-        if nonnegative:
-            fail(values < 0, "has a negative value, but counts are expected")
-        if not is_canonical(crow, col):
-            raise DataFileError(path, f"rows {start} to {stop - 1} hold unsorted columns")
+        check_entries(path, start, crow, col, values, arrays.n_cols, nonnegative)
 
 
 def verify_folder(folder: str | os.PathLike[str]) -> None:
@@ -236,7 +228,8 @@ def write_folder(
     and renamed at the end. Memory use does not grow with the data.
 
     Args:
-        data: a `CSRDataset` (a subset too) or a scipy CSR matrix.
+        data: a `CSRDataset` (a subset too), a scipy CSR matrix, or a matrix in a file that
+            `open_h5ad` opened, of which a piece is read at a time.
         folder: where; its parent must exist.
         overwrite: replace a data set that is there.
 
@@ -253,7 +246,11 @@ def write_folder(
         ...     write_folder(sp.csr_matrix([[0, 2], [1, 0]]), tmp + "/d").shape
         (2, 2)
     """
-    ds = data if isinstance(data, CSRDataset) else CSRDataset(data)
+    source: RowSource
+    if isinstance(data, H5adMatrix):
+        source = data
+    else:
+        source = _DatasetSource(data if isinstance(data, CSRDataset) else CSRDataset(data))
     place = Path(folder).absolute()
     if place.exists() and not (overwrite and is_folder(place)):
         hint = "it is no data set" if overwrite else "pass overwrite=True to replace a data set"
@@ -263,7 +260,7 @@ def write_folder(
     work = place.with_name(f".{place.name}.tmp-{token}")
     work.mkdir()
     try:
-        _fill(ds, work)
+        _fill(source, work)
         if place.exists():
             old = place.with_name(f".{place.name}.old-{token}")
             os.rename(place, old)
@@ -278,15 +275,32 @@ def write_folder(
     return CSRDataset(place)
 
 
-def _fill(ds: CSRDataset, work: Path) -> None:
-    lengths = ds.row_lengths()
-    crow = np.zeros(len(ds) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=crow[1:])
-    nnz = int(crow[-1])
+class _DatasetSource:
+    """A data set as what `_fill` reads."""
+
+    def __init__(self, ds: CSRDataset) -> None:
+        self.ds = ds
+        self.shape = ds.shape
+        self.value_dtype = ds._arrays.values.dtype
+        self.crow = np.zeros(len(ds) + 1, dtype=np.int64)
+        np.cumsum(ds.row_lengths(), out=self.crow[1:])
+        self.vocab = ds.vocab
+        self.labels = ds.labels
+        self.covariate = ds._covariate
+        if self.covariate is not None and ds.batch_index is not None:
+            self.covariate = self.covariate._replace(codes=ds.batch_index)
+
+    def entries(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        batch = self.ds.rows(slice(start, stop))
+        return batch.col.numpy(), batch.values.numpy()
+
+
+def _fill(source: RowSource, work: Path) -> None:
+    crow, nnz = source.crow, int(source.crow[-1])
     dtypes = {
         "crow": "<i4" if nnz < INT32_LIMIT else "<i8",
-        "col": "<i4" if ds.shape[1] < INT32_LIMIT else "<i8",
-        "values": "<f8" if ds._arrays.values.dtype == np.float64 else "<f4",
+        "col": "<i4" if source.shape[1] < INT32_LIMIT else "<i8",
+        "values": "<f8" if source.value_dtype == np.float64 else "<f4",
     }
     sha256: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
@@ -298,19 +312,24 @@ def _fill(ds: CSRDataset, work: Path) -> None:
             stack.callback(writer.close)
         for start in range(0, len(crow), _CHUNK_ENTRIES):
             writers["crow"].append(crow[start : start + _CHUNK_ENTRIES])
-        for start, stop in _row_chunks(crow):
-            batch = ds.rows(slice(start, stop))
-            writers["col"].append(batch.col.numpy())
-            writers["values"].append(batch.values.numpy())
+        for start, stop in row_chunks(crow, _CHUNK_ENTRIES):
+            col, values = source.entries(start, stop)
+            writers["col"].append(col)
+            writers["values"].append(values)
         sha256 = {name: writer.finish() for name, writer in writers.items()}
-    if ds.vocab is not None:
-        _write_text(work / "vocab.json", json.dumps(ds.vocab, ensure_ascii=False))
-    if ds.labels is not None:
-        np.save(work / "labels.npy", ds.labels, allow_pickle=False)
+    if source.vocab is not None:
+        _write_text(work / "vocab.json", json.dumps(source.vocab, ensure_ascii=False))
+    if source.labels is not None:
+        np.save(work / "labels.npy", source.labels, allow_pickle=False)
+    if source.covariate is not None:
+        codes, names, key = source.covariate
+        np.save(work / "batch_index.npy", codes, allow_pickle=False)
+        said = json.dumps({"key": key, "names": names}, ensure_ascii=False)
+        _write_text(work / "batches.json", said)
     meta = {
         "format": FORMAT,
         "version": VERSION,
-        "shape": list(ds.shape),
+        "shape": list(source.shape),
         "nnz": nnz,
         "dtype": dtypes,
         "sha256": sha256,

@@ -10,7 +10,7 @@ import torch
 
 from .index import INT32_LIMIT
 
-__all__ = ["check_parts", "pointers", "row_numbers", "torch_name"]
+__all__ = ["check_batch_index", "check_parts", "pointers", "row_numbers", "torch_name"]
 
 _INDEX_DTYPES = (torch.int32, torch.int64)
 
@@ -67,6 +67,35 @@ def check_parts(
                 f"{op}(): expected all tensors to be on the same device, "
                 f"but got crow on {crow.device} and {name} on {t.device}"
             )
+
+
+def check_batch_index(
+    op: str, batch_index: torch.Tensor, n_rows: int, device: torch.device
+) -> torch.Tensor:
+    """Gives the number of each row's batch as int64 on ``device``; looks at no value.
+
+    Raises:
+        TypeError: it is no tensor.
+        RuntimeError: it is no (n_rows,) integer tensor.
+    """
+    if not isinstance(batch_index, torch.Tensor):
+        raise TypeError(
+            f"{op}(): expected batch_index to be a tensor, but got {type(batch_index).__name__}"
+        )
+    integer = not (
+        batch_index.is_floating_point()
+        or batch_index.is_complex()
+        or batch_index.dtype == torch.bool
+    )
+    if not integer:
+        raise RuntimeError(
+            f"{op}(): expected batch_index of an integer dtype, but got {batch_index.dtype}"
+        )
+    if batch_index.shape != (n_rows,):
+        raise RuntimeError(
+            f"{op}(): expected batch_index of shape ({n_rows},), but got {tuple(batch_index.shape)}"
+        )
+    return batch_index.to(device, torch.int64)
 
 
 def pointers(row: torch.Tensor, n_rows: int, dtype: torch.dtype) -> torch.Tensor:

@@ -11,25 +11,37 @@ import torch.utils._pytree as pytree
 from .batch import CSRBatch
 from .index import TransposedIndex
 
+_ALWAYS = ("crow", "col", "values")
+_SOMETIMES = ("index", "batch_index")
 
-def _flatten(batch: CSRBatch) -> tuple[list[Any], tuple[int, bool]]:
-    leaves: list[Any] = [batch.crow, batch.col, batch.values]
-    if batch.index is not None:
-        leaves.append(batch.index)
-    return leaves, (batch.n_cols, batch.index is not None)
+# Columns, whether there is a transposed index, whether there is a batch index.
+Context = tuple[int, bool, bool]
+
+
+def _parts(batch: CSRBatch) -> tuple[list[tuple[str, Any]], Context]:
+    parts: list[tuple[str, Any]] = [(name, getattr(batch, name)) for name in _ALWAYS]
+    parts += [(n, getattr(batch, n)) for n in _SOMETIMES if getattr(batch, n) is not None]
+    return parts, (batch.n_cols, batch.index is not None, batch.batch_index is not None)
+
+
+def _flatten(batch: CSRBatch) -> tuple[list[Any], Context]:
+    parts, context = _parts(batch)
+    return [part for _, part in parts], context
 
 
 def _flatten_with_keys(
     batch: CSRBatch,
-) -> tuple[list[tuple[pytree.KeyEntry, Any]], tuple[int, bool]]:
-    leaves, context = _flatten(batch)
-    names = ("crow", "col", "values", "index")
-    return [(pytree.GetAttrKey(n), t) for n, t in zip(names, leaves, strict=False)], context
+) -> tuple[list[tuple[pytree.KeyEntry, Any]], Context]:
+    parts, context = _parts(batch)
+    return [(pytree.GetAttrKey(name), part) for name, part in parts], context
 
 
-def _unflatten(leaves: Iterable[Any], context: tuple[int, bool]) -> CSRBatch:
-    crow, col, values, *index = leaves
-    return CSRBatch._make(crow, col, values, context[0], index[0] if context[1] else None)
+def _unflatten(leaves: Iterable[Any], context: Context) -> CSRBatch:
+    crow, col, values, *others = leaves
+    rest = iter(others)
+    n_cols, *present = context
+    index, batch_index = (next(rest) if there else None for there in present)
+    return CSRBatch._make(crow, col, values, n_cols, index, batch_index)
 
 
 pytree.register_pytree_node(

@@ -15,9 +15,11 @@ import torch
 from numpy.typing import NDArray
 
 from .batch import CSRBatch
+from .covariate import RowCovariate
 from .dataset import CSRDataset
 from .errors import DataFileError
 from .folder import check_arrays
+from .h5ad import open_h5ad
 from .spam import load_spam
 from .svmlight import parse_svmlight
 
@@ -32,12 +34,15 @@ def read(
     nonnegative: bool = True,
     check: bool = True,
     n_cols: int | None = None,
+    batch_key: str | None = None,
+    layer: str | None = None,
 ) -> CSRDataset:
     """Open a data set by the name of its file.
 
     `spam` is the embedded data set; a folder is one that `write_folder` made; `.npz` is scipy's
     `save_npz` format; `.pt`/`.pth` is a `torch.save`d `sparse_csr` tensor; `.svm`, `.svmlight`,
-    `.libsvm` and `.txt` hold one `label index:value ...` line per row, also with `.gz` behind.
+    `.libsvm` and `.txt` hold one `label index:value ...` line per row, also with `.gz` behind;
+    `.h5ad` is an AnnData file with a CSR matrix (`open_h5ad`), which is read into memory.
 
     Args:
         path: the file, folder or name.
@@ -45,24 +50,33 @@ def read(
         check: look at every value and column (one pass; for a folder much larger than memory
             False skips it: indices are still checked where they are used).
         n_cols: number of columns of an svmlight file, which does not say it.
+        batch_key: where the experimental batch of every row is: a column of an `.h5ad` file's
+            `obs`, or an array of an `.npz` file. A folder has what it was written with, by the
+            same name. None takes what a folder, or the array `batch_index` of an `.npz`, says.
+        layer: of an `.h5ad` file, see `open_h5ad`.
 
     Returns:
         The data set; memory-mapped for a folder, in memory otherwise.
 
     Raises:
         DataFileError: missing, truncated, not CSR, wrong dtype, NaN, infinite or negative values,
-            an unknown kind of file. One line that begins with the path.
+            an unknown kind of file, or a kind without such a key or layer. One line that begins
+            with the path.
 
     Example:
         >>> read("spam").shape
         (6046, 8273)
     """
     text = os.fspath(path)
-    if text == "spam":
-        return load_spam()
     place = Path(text)
+    kind = place.name.removesuffix(".gz").rpartition(".")[2].lower()
+    is_h5ad = kind == "h5ad" and text != "spam" and not place.is_dir()
+    if layer is not None and not is_h5ad:
+        raise DataFileError(text, f"layer {layer!r} was asked for, but only .h5ad files have any")
+    if text == "spam":
+        return _with_key(text, load_spam(), batch_key)
     if place.is_dir():
-        ds = CSRDataset(place)
+        ds = _with_key(text, CSRDataset(place), batch_key)
         if check:
             check_arrays(text, ds._arrays, nonnegative)
         return ds
@@ -70,19 +84,30 @@ def read(
         raise DataFileError(text, "there is no such file")
     if not place.is_file():
         raise DataFileError(text, "it is neither a file nor a folder")
-    kind = place.name.removesuffix(".gz").rpartition(".")[2].lower()
+    if is_h5ad:
+        with open_h5ad(text, layer=layer, batch_key=batch_key, nonnegative=nonnegative) as matrix:
+            return matrix.to_dataset()
     if kind == "npz":
-        ds = read_npz(text)
+        ds = read_npz(text, batch_key=batch_key)
     elif kind in ("pt", "pth"):
         ds = read_torch(text)
     elif kind in ("svm", "svmlight", "libsvm", "txt"):
         ds = read_svmlight(text, n_cols=n_cols)
     else:
         raise DataFileError(
-            text, "unknown kind of file; known are .npz, .pt, .svmlight[.gz] and folders"
+            text, "unknown kind of file; known are .npz, .h5ad, .pt, .svmlight[.gz] and folders"
         )
+    ds = _with_key(text, ds, batch_key)
     if check:
         check_arrays(text, ds._arrays, nonnegative)
+    return ds
+
+
+def _with_key(path: str, ds: CSRDataset, batch_key: str | None) -> CSRDataset:
+    """The data set, if its batches are those that were asked for."""
+    if batch_key is not None and ds.batch_key != batch_key:
+        known = "none" if ds.batch_key is None else repr(ds.batch_key)
+        raise DataFileError(path, f"it has no batch key {batch_key!r} (found {known})")
     return ds
 
 
@@ -100,21 +125,28 @@ def _guarded(path: str, action: Callable[[], Any]) -> Any:
 
 
 def _dataset(
-    path: str, matrix: Any, vocab: list[str] | None = None, labels: Any = None
+    path: str,
+    matrix: Any,
+    vocab: list[str] | None = None,
+    labels: Any = None,
+    covariate: RowCovariate | None = None,
 ) -> CSRDataset:
     try:
-        return CSRDataset(matrix, vocab=vocab, labels=labels)
+        return CSRDataset(matrix, vocab=vocab, labels=labels, batch_index=covariate)
     except (TypeError, RuntimeError, IndexError, NotImplementedError) as error:
         raise DataFileError(path, str(error).removeprefix("CSRDataset(): ")) from error
 
 
-def read_npz(path: PathLike) -> CSRDataset:
+def read_npz(path: PathLike, *, batch_key: str | None = None) -> CSRDataset:
     """Read a matrix that `scipy.sparse.save_npz` wrote, as CSR.
 
-    Arrays `vocab` (N,) and `labels` (B,) in the same file are taken over; scipy ignores them.
+    Arrays `vocab` (N,), `labels` (B,) and `batch_index` (B,) in the same file are taken over; scipy
+    ignores them.
 
     Args:
         path: the file.
+        batch_key: name of the array (B,) of experimental batches; None takes `batch_index` if it
+            is there.
 
     Returns:
         The data set, in memory.
@@ -152,7 +184,21 @@ def read_npz(path: PathLike) -> CSRDataset:
         raise DataFileError(text, f"not CSR: its shape is {shape.tolist()}")
     matrix = _raw_csr(text, parts["data"], parts["indices"], parts["indptr"], shape.tolist())
     vocab = parts["vocab"].tolist() if "vocab" in parts else None
-    return _dataset(text, matrix, vocab, parts.get("labels"))
+    return _dataset(text, matrix, vocab, parts.get("labels"), _npz_batches(text, parts, batch_key))
+
+
+def _npz_batches(
+    path: str, parts: dict[str, NDArray[Any]], batch_key: str | None
+) -> RowCovariate | None:
+    key = "batch_index" if batch_key is None else batch_key
+    if key not in parts:
+        if batch_key is None:
+            return None
+        raise DataFileError(path, f"it has no array {key!r} (found {sorted(parts)})")
+    try:
+        return RowCovariate.of(key, parts[key], key=key)._replace(key=key)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataFileError(path, f"array {error}") from error
 
 
 def _raw_csr(
@@ -204,7 +250,11 @@ def read_torch(path: PathLike) -> CSRDataset:
             return torch.load(text, map_location="cpu", weights_only=True)
 
     tensor = _guarded(text, load)
+    covariate = None
     if isinstance(tensor, CSRBatch):
+        if tensor.batch_index is not None:
+            codes = tensor.batch_index.numpy()
+            covariate = _guarded(text, lambda: RowCovariate.of("batch_index", codes))
         tensor = _guarded(text, tensor.to_torch)
     if not isinstance(tensor, torch.Tensor):
         raise DataFileError(text, f"it holds a {type(tensor).__name__}, not a sparse_csr tensor")
@@ -222,7 +272,7 @@ def read_torch(path: PathLike) -> CSRDataset:
         tensor.crow_indices().numpy(),
         list(tensor.shape),
     )
-    return _dataset(text, matrix)
+    return _dataset(text, matrix, covariate=covariate)
 
 
 def read_svmlight(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from .base import REGISTRY, Model, ModelOutput, build
+from .count_vae import CountVAE
+from .expression import ExpressionModel
 from .likelihood import LikelihoodModel
 from .mult_dae import MultDAE
 from .mult_vae import MultVAE
@@ -13,6 +15,8 @@ from .sparsity import parse_sparsity
 from .vae import VAE
 
 __all__ = [
+    "CountVAE",
+    "ExpressionModel",
     "LengthDistribution",
     "LikelihoodModel",
     "Model",

@@ -23,7 +23,7 @@ class GaussianPosterior(Model):
     free_bits: float = 0.0
     latent: int
     posterior: nn.Linear
-    decoder: nn.Linear
+    decoder: nn.Module
 
     def moments(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Gives mean and log-variance of the posterior, (B, latent) each."""
@@ -49,6 +49,6 @@ class GaussianPosterior(Model):
 
     def prior_codes(self, n: int, generator: torch.Generator | None) -> Tensor:
         """Draws n codes from the standard normal prior."""
-        weight = self.decoder.weight
+        weight = self.output.weight
         code = torch.randn(n, self.latent, device=weight.device, generator=generator)
         return code.to(weight.dtype)

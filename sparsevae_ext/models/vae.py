@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -12,6 +11,7 @@ from ..data.batch import CSRBatch
 from ..nn import CSRLinear
 from ..ops.csr_rows import csr_dropout
 from .base import ModelOutput, check_count, xavier
+from .importance import importance_bound, repeated_rows
 from .likelihood import LikelihoodModel, likelihood_name
 from .posterior import GaussianPosterior
 
@@ -162,29 +162,12 @@ class VAE(GaussianPosterior, LikelihoodModel):
         check_count("VAE.iwae", "n_samples", n_samples)
         rows, wanted = self.rows_and_target(batch, target)
         mu, logvar = self.moments(self.hidden(rows, noisy=False))
-        if mu.dtype in (torch.float16, torch.bfloat16):
-            mu, logvar = mu.float(), logvar.float()
         step = max(1, _CHUNK_ELEMENTS // max(1, len(rows) * self.n_features))
-        parts = []
-        for start in range(0, n_samples, step):
-            shape = (min(step, n_samples - start), *mu.shape)
-            eps = torch.randn(shape, dtype=mu.dtype, device=mu.device, generator=generator)
-            parts.append(self._log_weights(mu, logvar, eps, wanted))
-        return math.log(n_samples) - torch.logsumexp(torch.cat(parts), dim=0)
 
-    def _log_weights(self, mu: Tensor, logvar: Tensor, eps: Tensor, target: CSRBatch) -> Tensor:
-        """Gives ``log p(x, z) - log q(z | x)`` of the samples (S, B, latent), as (S, B)."""
-        z = mu + eps * torch.exp(0.5 * logvar)
-        # log p(z) - log q(z | x); the constants of the two densities are the same.
-        ratio = 0.5 * (eps.square() - z.square() + logvar).sum(dim=2)
-        code = z.flatten(0, 1).to(self.decoder.weight.dtype)
-        nll = self.nll_rows(*self.decode(code), _repeated(target, len(eps)))
-        return ratio - nll.view_as(ratio)
+        def nll(z: Tensor) -> Tensor:
+            code = z.flatten(0, 1).to(self.output.weight.dtype)
+            return self.nll_rows(*self.decode(code), repeated_rows(wanted, len(z))).view(
+                z.shape[:2]
+            )
 
-
-def _repeated(batch: CSRBatch, times: int) -> CSRBatch:
-    """The rows of a batch several times over, one copy below the other."""
-    ends = batch.crow[1:].long() + batch.nnz * torch.arange(times, device=batch.device).unsqueeze(1)
-    crow = torch.cat([ends.new_zeros(1), ends.flatten()])
-    col, values = batch.col.long().repeat(times), batch.values.repeat(times)
-    return CSRBatch(crow, col, values, (times * len(batch), batch.n_cols))
+        return importance_bound(mu, logvar, n_samples, nll, at_a_time=step, generator=generator)

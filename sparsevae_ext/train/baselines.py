@@ -1,10 +1,11 @@
-"""What a model has to beat: recommending the most popular items, and the unigram model of words.
+"""What a model has to beat: the most popular items, the unigram model of words, mean counts.
 
-Both go through the same `evaluate` as the models.
+The first two go through the same `evaluate` as the models.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +14,15 @@ import torch
 from torch import Tensor
 
 from ..data.batch import CSRBatch
-from ..data.blocks import csr_blocks
+from ..data.blocks import csr_batches, csr_blocks
+from ..models.count_likelihood import poisson_constants
 from ..models.ranking import multinomial_row_nll, top_items
+from ..ops.csr_rows import segment_sum
 from .metrics import evaluate
 
-__all__ = ["Popularity", "evaluate_baselines"]
+__all__ = ["PoissonMean", "Popularity", "evaluate_baselines"]
+
+_ROWS_AT_A_TIME = 4096
 
 
 class Popularity:
@@ -89,6 +94,47 @@ class Popularity:
             return self.log_probs[start:stop].expand(len(target), -1)
 
         return multinomial_row_nll(chunk, target)
+
+
+class PoissonMean:
+    r"""The same expression for every row: Poisson counts with the training rows' shares.
+
+    .. math:: x_{ij} \sim \operatorname{Poisson}(s_i\, p_j), \qquad s_i = \textstyle\sum_j x_{ij}
+
+    with the shares :math:`p_j` of :class:`Popularity`. Like a model of counts it is told every
+    row's total, and shares it out without knowing anything else of the row.
+
+    Args:
+        train: (rows, N) CSRDataset, CSRBatch or scipy CSR matrix; read a block of rows at a time.
+        smoothing: added to every column's total count, > 0.
+
+    Raises:
+        ValueError: if `smoothing` is not positive.
+
+    Example:
+        >>> import scipy.sparse as sp
+        >>> baseline = PoissonMean(sp.csr_matrix([[0.0, 1.0]]))
+        >>> baseline.row_nll(CSRBatch.from_dense(torch.zeros(2, 2))).tolist()
+        [0.0, 0.0]
+    """
+
+    def __init__(self, train: Any, smoothing: float = 1.0) -> None:
+        self.log_shares = Popularity(train, smoothing).log_probs
+
+    def row_nll(self, batch: CSRBatch) -> Tensor:
+        """Nats (B,) of every row's counts, float64, with lgamma(x + 1)."""
+        values = batch.values.double()
+        totals = segment_sum(values, batch.crow)
+        shared = segment_sum(values * self.log_shares[batch.col.long()], batch.crow)
+        return poisson_constants(batch, totals) - shared
+
+    def mean_nll(self, data: Any) -> float:
+        """Mean nats of the rows of a data set, read a block at a time; nan without rows."""
+        total, rows = 0.0, 0
+        for batch in csr_batches(data, _ROWS_AT_A_TIME, "PoissonMean"):
+            total += float(self.row_nll(batch).sum())
+            rows += len(batch)
+        return total / rows if rows else math.nan
 
 
 def evaluate_baselines(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data import CSRBatch
-from ..data.blocks import csr_blocks
+from ..data.blocks import csr_batches
 from .metrics import evaluation_mode
 
 __all__ = [
@@ -239,11 +239,8 @@ def code_summary(
 
 def batches(data: Any, batch_size: int, device: Any, op: str) -> Iterator[CSRBatch]:
     """The rows in order, ``batch_size`` at a time, on ``device``."""
-    if batch_size < 1:
-        raise ValueError(f"{op}(): expected batch_size >= 1, but got {batch_size}")
-    for block in csr_blocks(data, op):
-        for start in range(0, block.shape[0], batch_size):
-            yield CSRBatch.from_scipy(block[start : start + batch_size]).to(device)
+    for rows in csr_batches(data, batch_size, op):
+        yield rows.to(device)
 
 
 def _need_posterior(op: str, model: Any) -> None:

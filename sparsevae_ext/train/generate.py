@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from ..data import CSRBatch, SparsityReport, sparsity_report
 from ..models import LengthDistribution
 from .runs import load_run, read_data
+from .validation import counts
 
 __all__ = ["sample_run"]
 
@@ -32,8 +33,9 @@ def sample_run(
 ) -> tuple[CSRBatch, SparsityReport, list[int]]:
     """Draw rows from a run's model into a scipy .npz file.
 
-    A multinomial model takes the totals of its rows from the data's rows, at random; a Gaussian
-    one, whose own draws have no zeros, keeps as many entries of a row as such rows have.
+    A multinomial model, or one of counts, takes the totals of its rows from the data's rows, at
+    random, and the latter the experimental batches of as many rows; a Gaussian one, whose own
+    draws have no zeros, keeps as many entries of a row as such rows have.
 
     Args:
         run: a run's directory or checkpoint file.
@@ -41,7 +43,7 @@ def sample_run(
         n: how many rows.
         data_path: the data to compare with and to take lengths from; None is what the run was
             trained on.
-        length: multinomial only: the total of every row in place of the data's.
+        length: multinomial and counts only: the total of every row in place of the data's.
         density: share of the cells to keep; not for a multinomial. A Bernoulli model without it
             draws every cell.
         imitate: draw at the codes of n rows of the data picked at random, not from the prior; a
@@ -76,10 +78,13 @@ def sample_run(
         # With replacement: there may be more rows to draw than rows in the data.
         picked = np.random.default_rng(seed).integers(len(ds), size=n).tolist()
         options["given"] = ds.rows(picked).to(device)
-    elif likelihood == "multinomial" and length is None:
+    elif (likelihood == "multinomial" or counts(model)) and length is None:
         options["length"] = LengthDistribution.of(ds)
     elif likelihood == "gaussian" and density is None:
         options["density"] = LengthDistribution.of(ds, "entries").draw(n, seed=seed).to(device)
+    if counts(model) and model.n_batch and not imitate:
+        batches = ds.rows(np.random.default_rng(seed).integers(len(ds), size=n)).batch_index
+        options["batch_index"] = batches
     rows = model.sample(n, **options).to("cpu")
     _write(Path(out), rows)
     return rows, sparsity_report(rows, ds), picked

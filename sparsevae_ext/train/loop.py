@@ -19,7 +19,7 @@ from .options import FitOptions
 from .progress import Progress
 from .schedules import LinearAnnealing
 from .seed import get_rng_state, seed_everything, set_rng_state
-from .validation import KEPT, measure, monitor_of, warn_of_collapse
+from .validation import KEPT, measure, monitor_of, ranks, warn_of_collapse
 
 __all__ = ["NonFiniteLossError", "Run"]
 
@@ -62,9 +62,13 @@ class Run:
             pin_memory=device.type == "cuda",
         )
         self.rows = len(train_ds)
-        if isinstance(valid, CSRDataset):
-            valid = split_fold_in(valid, seed=options.seed) if len(valid) else None
-        self.valid = valid
+        self.valid: tuple[Any, Any] | None = None
+        if not isinstance(valid, CSRDataset):
+            self.valid = valid
+        elif len(valid):
+            # Only a ranking needs two parts, and whole rows keep the batch they come from.
+            ranked = ranks(model)
+            self.valid = split_fold_in(valid, seed=options.seed) if ranked else (valid, None)
         self.monitor = monitor_of(model)
         self.beta: LinearAnnealing | None = None
         if hasattr(self.model, "beta"):

@@ -15,7 +15,13 @@ _LABELS = {
     "perplexity": "perplexity",
 }
 # What a model that does not recommend is measured by, and what is known of its code.
-_PARTS = {"loss": ",.4f", "nll": ",.4f", "kl": ",.4f", "penalty": ",.4g"}
+_PARTS = {
+    "loss": ",.4f",
+    "nll": ",.4f",
+    "kl": ",.4f",
+    "penalty": ",.4g",
+    "marginal_nll": ",.4f",
+}
 _USE = {
     "active_units": ("active units", ",.0f"),
     "l0": ("l0", ",.1f"),
@@ -64,7 +70,8 @@ def run_report(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
     ]
     if "loss" in result.get("test", {}):
         title = f"{result['split']['test']} test rows"
-        lines += ["", _parts_table(title, "model", result["test"]), ""]
+        table_ = _parts_table(title, "model", result["test"], result.get("baselines", {}))
+        lines += ["", table_, ""]
     elif "test" in result:
         rows = [["model", *metric_cells(result["test"])]]
         rows += [
@@ -87,13 +94,24 @@ def evaluation_report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _parts_table(title: str, name: str, metrics: dict[str, Any]) -> str:
+def _parts_table(
+    title: str,
+    name: str,
+    metrics: dict[str, Any],
+    baselines: dict[str, dict[str, float]] | None = None,
+) -> str:
     """The loss of a model that reconstructs, its parts per row, and the use of its code."""
-    cells = [(part, format(metrics[part], form)) for part, form in _PARTS.items()]
     # A part that the model does not have is 0 in every row.
-    cells = [(part, cell) for part, cell in cells if part == "loss" or metrics[part]]
-    cells += _use(metrics)
-    return table([title, *(label for label, _ in cells)], [[name, *(cell for _, cell in cells)]])
+    parts = [part for part in _PARTS if part == "loss" or metrics.get(part)]
+    use = _use(metrics)
+    header = [title, *(part.replace("_", " ") for part in parts), *(label for label, _ in use)]
+
+    def cells(values: dict[str, Any]) -> list[str]:
+        return [format(values[part], _PARTS[part]) if part in values else "-" for part in parts]
+
+    rows = [[name, *cells(metrics), *(cell for _, cell in use)]]
+    rows += [[other, *cells(v), *("-" for _ in use)] for other, v in (baselines or {}).items()]
+    return table(header, rows)
 
 
 def _use(metrics: dict[str, Any]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ import torch
 
 from .. import data, models
 from ..data import CSRDataset
-from .baselines import evaluate_baselines
+from .baselines import PoissonMean, evaluate_baselines
 from .checkpoint import CheckpointError, load_checkpoint, write_atomic
 from .fit import fit
 from .history import History
@@ -22,7 +22,7 @@ from .memory import peak_memory_mib
 from .metrics import split_fold_in
 from .seed import seed_everything
 from .settings import RunSettings
-from .validation import measure, monitor_of, ranks
+from .validation import counts, measure, monitor_of, ranks, warn_of_fractions
 
 __all__ = [
     "evaluate_run",
@@ -32,6 +32,8 @@ __all__ = [
     "train_run",
 ]
 
+#: Codes drawn for each row of the estimate of a marginal likelihood.
+MARGINAL_SAMPLES = 20
 _OURS = ("last.pt", "best.pt", "metrics.json", "history.csv", "training.png", "demo.png")
 
 
@@ -75,9 +77,13 @@ def train_run(
     """
     out = Path(out)
     present = _refuse_existing(out, resume or overwrite)
-    ds = dataset if dataset is not None else data.read(settings.data)
-    facts = {"rows": ds.shape[0], "columns": ds.shape[1], "nnz": int(ds.nnz)}
-    model_config = settings.model_config(ds.shape[1])
+    ds = dataset
+    if ds is None:
+        ds = data.read(settings.data, batch_key=settings.batch_key, layer=settings.layer)
+    facts: dict[str, Any] = {"rows": ds.shape[0], "columns": ds.shape[1], "nnz": int(ds.nnz)}
+    if ds.batch_names is not None:
+        facts["batches"] = ds.batch_names
+    model_config = settings.model_config(ds.shape[1], ds.n_batch)
     if resume:
         _refuse_other_data(out, settings, facts)
     parts = settings.split(len(ds))
@@ -85,6 +91,8 @@ def train_run(
     # The initial weights are part of the run: they come from its seed.
     seed_everything(settings.seed)
     model = models.build(model_config)
+    if counts(model):
+        warn_of_fractions(train, settings.data)
     config = {
         "label": label,
         "settings": asdict(settings),
@@ -130,12 +138,14 @@ def train_run(
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
     if len(test):
-        fold_in, held_out = split_fold_in(test, seed=settings.seed)
+        halves = _halves(model, test, settings.seed)
         result["test"] = measure(
-            model, fold_in, held_out, settings.batch_size, dead_after=len(train)
+            model, *halves, settings.batch_size, dead_after=len(train), n_samples=MARGINAL_SAMPLES
         )
         if ranks(model):
-            result["baselines"] = evaluate_baselines(train, fold_in, held_out)
+            result["baselines"] = evaluate_baselines(train, *halves)
+        elif counts(model):
+            result["baselines"] = {"poisson mean": {"nll": PoissonMean(train).mean_nll(test)}}
     write_metrics(out / "metrics.json", result)
     return result, history
 
@@ -157,7 +167,8 @@ def evaluate_run(
 
     Returns:
         The measurements, with what was measured on what: recall@20, recall@50, ndcg@100 and
-        perplexity of a model that recommends, otherwise loss, nll, kl and penalty per row.
+        perplexity of a model that recommends, otherwise loss, nll, kl and penalty per row, and
+        marginal_nll of a model of counts.
 
     Raises:
         ValueError: data of another width, or no such rows.
@@ -180,14 +191,15 @@ def evaluate_run(
         ds = ds.subset(getattr(parts, rows))
     if len(ds) == 0:
         raise ValueError(f"there are no {rows} rows to evaluate")
-    fold_in, held_out = split_fold_in(ds, seed=settings.seed)
+    halves = _halves(model, ds, settings.seed)
+    dead_after, n_samples = len(parts.train), MARGINAL_SAMPLES
     return {
         "checkpoint": str(path),
         "epoch": saved["epoch"],
         "data": source,
         "rows": rows,
         "n_rows": len(ds),
-        **measure(model, fold_in, held_out, settings.batch_size, dead_after=len(parts.train)),
+        **measure(model, *halves, settings.batch_size, dead_after=dead_after, n_samples=n_samples),
     }
 
 
@@ -279,13 +291,21 @@ def read_data(saved: dict[str, Any], path: str | None) -> tuple[CSRDataset, str]
     """The data at `path`, or what the checkpoint's run was trained on, and where it was read.
 
     Raises:
-        ValueError: data of another width.
+        ValueError: data of another width, or without the batches that the model knows.
         DataFileError: it cannot be read.
     """
-    where = path if path is not None else str(saved["config"]["settings"]["data"])
+    settings = saved["config"]["settings"]
+    where = path if path is not None else str(settings["data"])
     columns = saved["config"]["data"]["columns"]
-    ds = data.read(where, n_cols=columns)
+    # Other data may be of a kind that has no layers.
+    layer = settings.get("layer") if where.endswith(".h5ad") else None
+    ds = data.read(where, n_cols=columns, batch_key=settings.get("batch_key"), layer=layer)
     _check_width(ds, columns, where)
+    if saved["config"]["model"].get("n_batch"):
+        try:
+            ds = ds.with_batch_names(saved["config"]["data"]["batches"])
+        except ValueError as error:
+            raise ValueError(f"{where} does not fit the model: {error}") from error
     return ds, where
 
 
@@ -342,6 +362,11 @@ def _refuse_other_data(out: Path, settings: RunSettings, facts: dict[str, int]) 
             f"{settings.data} is not the data {out} was trained on: expected {before}, "
             f"but got {facts}"
         )
+
+
+def _halves(model: Any, ds: CSRDataset, seed: int) -> tuple[Any, Any]:
+    """What `measure` takes: two parts of every row to rank with, else whole rows."""
+    return split_fold_in(ds, seed=seed) if ranks(model) else (ds, None)
 
 
 def _check_width(ds: CSRDataset, columns: int, path: str) -> None:

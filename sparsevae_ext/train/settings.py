@@ -26,6 +26,19 @@ MODEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "free_bits": None,
         },
     ),
+    "count-vae": (
+        "n_genes",
+        {
+            "hidden": None,
+            "latent": None,
+            "beta": None,
+            "dropout": None,
+            "likelihood": None,
+            "dispersion": None,
+            "n_layers": None,
+            "free_bits": None,
+        },
+    ),
     "sparse-autoencoder": (
         "n_features",
         {
@@ -39,6 +52,9 @@ MODEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+#: Models that read which experimental batch a row comes from.
+WITH_BATCHES = ("count-vae",)
+
 
 @dataclass(frozen=True)
 class RunSettings:
@@ -51,17 +67,22 @@ class RunSettings:
         data: a file or folder `data.read` knows, or "spam".
         model: a name in `models.REGISTRY`.
         hidden: width of the hidden layers; of the code for sparse-autoencoder (256).
-        latent: width of the code of mult-vae and vae.
-        beta: cap of the KL weight of mult-vae (0.2) and vae.
-        dropout: probability of dropping a stored input value; 0.5 for mult-vae and mult-dae.
-        likelihood: of vae: bernoulli, gaussian or multinomial.
+        latent: width of the code of mult-vae, vae and count-vae.
+        beta: cap of the KL weight of mult-vae (0.2), vae and count-vae.
+        dropout: probability of dropping a stored input value; 0.5 for mult-vae and mult-dae. Of
+            count-vae, of dropping a hidden unit.
+        likelihood: of vae: bernoulli, gaussian or multinomial; of count-vae: nb, zinb or poisson.
         learn_logvar: vae, gaussian: learn the variance of every column.
-        free_bits: of vae: nats per unit of the code that the divergence does not pay for.
+        free_bits: of vae and count-vae: nats per unit of the code that the divergence does not pay for.
+        dispersion: of count-vae: gene or gene-batch.
+        n_layers: hidden layers of count-vae's encoder, and of its decoder.
         activation: of the code of sparse-autoencoder.
         sparsity: of the code of sparse-autoencoder, such as "l1:1e-4" or "topk:32".
         loss: of sparse-autoencoder: bernoulli, gaussian or multinomial.
         reduction: of sparse-autoencoder: elbo or keras.
         auxk: of sparse-autoencoder: weight of the term that revives dead units.
+        batch_key: where the data says which experimental batch a row comes from, see `data.read`.
+        layer: of an .h5ad file, see `data.read`.
         epochs, batch_size, lr, weight_decay, anneal_fraction, seed, valid_every: see `fit`.
         valid_fraction: share of rows for early stopping and the choice of the best epoch.
         test_fraction: share of rows for the final numbers.
@@ -79,11 +100,15 @@ class RunSettings:
     likelihood: str | None = None
     learn_logvar: bool | None = None
     free_bits: float | None = None
+    dispersion: str | None = None
+    n_layers: int | None = None
     activation: str | None = None
     sparsity: str | None = None
     loss: str | None = None
     reduction: str | None = None
     auxk: float | None = None
+    batch_key: str | None = None
+    layer: str | None = None
     epochs: int = 20
     batch_size: int = 500
     lr: float = 1e-3
@@ -98,14 +123,21 @@ class RunSettings:
         # Before any data is read, which may take long.
         self.model_config(1)
 
-    def model_config(self, n_columns: int) -> dict[str, Any]:
-        """The config that `models.build` makes this run's model of."""
+    def model_config(self, n_columns: int, n_batch: int = 0) -> dict[str, Any]:
+        """The config that `models.build` makes this run's model of.
+
+        Args:
+            n_columns: of the data.
+            n_batch: experimental batches that the data knows, for a model that reads them.
+        """
         if self.model not in MODEL_OPTIONS:
             raise ValueError(
                 f"expected model to be one of {sorted(MODEL_OPTIONS)}, but got {self.model!r}"
             )
         width, options = MODEL_OPTIONS[self.model]
         config: dict[str, Any] = {"name": self.model, width: n_columns}
+        if self.model in WITH_BATCHES:
+            config["n_batch"] = n_batch
         for name in sorted({name for _, table in MODEL_OPTIONS.values() for name in table}):
             given = getattr(self, name)
             if name not in options:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any, NamedTuple
 
+import torch
+
+from ..data import CSRDataset
+from ..models import ExpressionModel
 from .codes import (
     PosteriorCollapseWarning,
     active_units,
@@ -15,7 +19,19 @@ from .codes import (
 from .history import History
 from .metrics import as_scipy, evaluate, evaluation_mode
 
-__all__ = ["KEPT", "Monitor", "measure", "monitor_of", "ranks", "warn_of_collapse"]
+__all__ = [
+    "KEPT",
+    "Monitor",
+    "counts",
+    "measure",
+    "monitor_of",
+    "ranks",
+    "warn_of_collapse",
+    "warn_of_fractions",
+]
+
+# Rows that are looked at for a value that is no count.
+_LOOKED_AT = 1000
 
 #: Measurements that the history of a run keeps, with "valid_" before their names.
 KEPT = (
@@ -56,13 +72,24 @@ def ranks(model: Any) -> bool:
     return hasattr(model, "recommend") and hasattr(model, "row_nll")
 
 
+def counts(model: Any) -> bool:
+    """Whether the model is one of counts, and so compared with the mean counts."""
+    return isinstance(model, ExpressionModel)
+
+
 def monitor_of(model: Any) -> Monitor:
     """NDCG@100 for a model that recommends, the loss for one that does not."""
     return Monitor("ndcg@100", True) if ranks(model) else Monitor("loss", False)
 
 
 def measure(
-    model: Any, fold_in: Any, held_out: Any, batch_size: int, *, dead_after: int | None = None
+    model: Any,
+    fold_in: Any,
+    held_out: Any,
+    batch_size: int,
+    *,
+    dead_after: int | None = None,
+    n_samples: int = 0,
 ) -> dict[str, float]:
     """Measures a model by what it is for.
 
@@ -75,20 +102,29 @@ def measure(
     Args:
         model: in any mode.
         fold_in: (rows, N) scipy CSR matrix, CSRBatch or CSRDataset.
-        held_out: the same shape.
+        held_out: the same shape; None where ``fold_in`` holds the whole rows, which then keep the
+            experimental batch they carry. A model that recommends needs it.
         batch_size: rows at a time.
         dead_after: training rows of silence that make a unit dead.
+        n_samples: with it, a model that estimates its marginal likelihood does so with as many
+            codes for each row ("marginal_nll"). The draws are the same at every call.
 
     Returns:
         The measurements by name.
     """
-    fold_in, held_out = as_scipy(fold_in, "measure"), as_scipy(held_out, "measure")
+    if held_out is not None:
+        fold_in, held_out = as_scipy(fold_in, "measure"), as_scipy(held_out, "measure")
     if ranks(model):
         result = evaluate(model, fold_in, held_out, batch_size=batch_size)
         seen = fold_in
     else:
-        seen = (fold_in + held_out).tocsr()
+        seen = fold_in if held_out is None else (fold_in + held_out).tocsr()
         result = _reconstruction(model, seen, batch_size)
+    if n_samples and hasattr(model, "marginal_nll"):
+        with evaluation_mode(model) as device:
+            source = torch.Generator(device).manual_seed(0)
+            nll = model.marginal_nll(seen, n_samples, generator=source)
+        result["marginal_nll"] = float(nll.mean())
     if has_posterior(model):
         result["active_units"] = float(active_units(model, seen, batch_size))
     if getattr(model, "firing", None) is not None:
@@ -106,6 +142,17 @@ def warn_of_collapse(history: History) -> None:
             f"{epochs[-1]}; a smaller beta, a slower annealing or free bits may help",
             PosteriorCollapseWarning,
             stacklevel=4,
+        )
+
+
+def warn_of_fractions(train: CSRDataset, path: str) -> None:
+    """Warns when the first rows are no whole numbers: then they are no counts any more."""
+    values = train.rows(slice(0, _LOOKED_AT)).values
+    if bool((values != values.round()).any()):
+        warnings.warn(
+            f"{path} holds values that are not whole numbers, but a model of counts expects raw "
+            "counts; an .h5ad file may have them in a layer or in raw",
+            stacklevel=3,
         )
 
 
