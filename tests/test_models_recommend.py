@@ -144,20 +144,20 @@ def test_nan_scores_are_an_error():
         model.recommend(rows, 5)
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 7, 83, 1000])
-def test_row_nll_equals_dense_log_softmax(chunk_size, device):
+@pytest.mark.parametrize("max_memory", [None, 1, 1000])
+def test_row_nll_equals_dense_log_softmax(max_memory, device):
     model, rows = (x.to(device) for x in model_and_rows())
     target = rows.roll(1, 0)
     log_p = torch.log_softmax(dense_scores(model, rows), 1)
-    got = model.train().row_nll(rows, target, chunk_size=chunk_size)
+    got = model.train().row_nll(rows, target, max_memory=max_memory)
     torch.testing.assert_close(got, -(target * log_p).sum(1))
     torch.testing.assert_close(model.row_nll(rows), -(rows * log_p).sum(1))
 
 
-def test_row_nll_of_float32_models_is_summed_in_float64():
+def test_row_nll_of_float32_models_is_float64():
     model, rows = model_and_rows()
     exact = model.row_nll(rows)
-    narrow = model.float().row_nll(rows.float(), chunk_size=10)
+    narrow = model.float().row_nll(rows.float())
     assert narrow.dtype == torch.float64
     torch.testing.assert_close(narrow, exact, rtol=1e-6, atol=1e-5)
 
@@ -195,13 +195,9 @@ def test_memory_no_dense_matrix_of_rows_and_items(kind):
     with Largest() as recommend:
         model.recommend(batch, 20, chunk_size=100)
     assert recommend.elements <= max(weight, n_rows * 120, 2 * n_rows * 10 * 9)
-    with Largest() as score:
-        model.row_nll(batch, chunk_size=100)
-    assert score.elements <= max(weight, n_rows * 120, 2 * n_rows * 10 * 9)
-    for call in (lambda: model.recommend(batch, 20), lambda: model.row_nll(batch)):
-        with Largest() as default:
-            call()
-        assert n_rows * n_cols // 5 < default.elements < n_rows * n_cols // 2
+    with Largest() as default:
+        model.recommend(batch, 20)
+    assert n_rows * n_cols // 5 < default.elements < n_rows * n_cols // 2
 
 
 def test_linear_scores_without_bias():

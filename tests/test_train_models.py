@@ -143,6 +143,7 @@ def test_settings_make_every_model():
         ("mult-dae", "n_items"),
         ("vae", "n_features"),
         ("sparse-autoencoder", "n_features"),
+        ("topic-vae", "n_words"),
     ):
         config = RunSettings("spam", model=name).model_config(40)
         assert config[width] == 40
@@ -151,8 +152,12 @@ def test_settings_make_every_model():
     config = RunSettings("spam", model="vae", hidden=4, **given).model_config(40)
     assert models.build(config).config().items() >= given.items()
     given = {"sparsity": "topk:3", "loss": "gaussian", "reduction": "keras", "auxk": 0.1}
-    settings = RunSettings("spam", model="sparse-autoencoder", hidden=16, **given)
+    settings = RunSettings("spam", model="sae", hidden=16, **given)
+    assert settings.model == "sparse-autoencoder"
     assert models.build(settings.model_config(40)).config().items() >= given.items()
+    given = {"topics": 3, "decoder": "mixture", "alpha": 0.5, "beta": 0.5, "dropout": 0.1}
+    config = RunSettings("spam", model="topic-vae", hidden=4, **given).model_config(40)
+    assert models.build(config).config().items() >= given.items()
 
 
 @pytest.mark.parametrize(
@@ -161,6 +166,8 @@ def test_settings_make_every_model():
         ({"model": "mult-vae", "sparsity": "l1:1"}, "--sparsity is not for --model mult-vae"),
         ({"model": "mult-dae", "beta": 0.2}, "only for mult-vae, vae"),
         ({"model": "sparse-autoencoder", "latent": 3}, "--latent is not for"),
+        ({"model": "topic-vae", "latent": 3}, "--latent is not for --model topic-vae"),
+        ({"model": "vae", "topics": 3}, "only for topic-vae"),
         ({"model": "vae", "loss": "bernoulli"}, "only for sparse-autoencoder"),
         ({"model": "gan"}, "expected model to be one of"),
     ],
@@ -331,3 +338,33 @@ def test_split_used_for_dead_units(trained, data):
     n_train = len(split_rows(ROWS, 0.1, 0.1, 0).train)
     metrics = json.loads((trained / "sparse" / "metrics.json").read_text())
     assert metrics["test"]["dead_units"] == float(model.firing.dead(n_train).sum())
+
+
+def test_command_line_with_topics(tmp_path, capsys):
+    out, options = tmp_path / "run", ["--hidden", "8", "--batch-size", "30", "--threads", "1"]
+    data = tmp_path / "words.npz"
+    sp.save_npz(data, present())
+    base = ["train", "--data", str(data), "--model", "topic-vae", "--topics", "3", "--plot"]
+    assert main([*base, *options, "--epochs", "2", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "perplexity" in shown.err and "diversity" in shown.err
+    assert "unigram" in shown.out and "3 topics: NPMI coherence" in shown.out
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["best_valid_perplexity"] > 1 and result["test"]["perplexity"] > 1
+    assert [len(topic["words"]) for topic in result["topics"]["topics"]] == [10, 10, 10]
+    assert " ".join(map(str, result["topics"]["topics"][0]["words"])) in shown.out
+    for name in ("training.png", "topics.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
+    # The best epoch is the one that predicts the held-out words best.
+    history = (out / "history.csv").read_text().splitlines()
+    column = history[0].split(",").index("valid_perplexity")
+    values = [float(line.split(",")[column]) for line in history[1:]]
+    assert result["best_epoch"] == 1 + values.index(min(values))
+    assert main(["evaluate", "--checkpoint", str(out), "--threads", "1"]) == 0
+    assert "topic diversity" in capsys.readouterr().out
+    drawn = str(tmp_path / "drawn.npz")
+    assert main(["sample", "--checkpoint", str(out), "--out", drawn, "--n", "5"]) == 0
+    assert sp.load_npz(drawn).shape == (5, COLUMNS)
+    resumed = [*options, "--out", str(out), "--resume", "--epochs", "3"]
+    assert main(["train", *resumed]) == 0
+    assert json.loads((out / "metrics.json").read_text())["epochs"] == 3

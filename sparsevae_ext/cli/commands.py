@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from .values import UsageError
 
-__all__ = ["convert", "demo", "evaluate", "info", "recommend", "sample", "train"]
+__all__ = ["convert", "demo", "evaluate", "info", "recommend", "sample", "search", "train"]
 
 
 def _prepare_machine(arguments: argparse.Namespace) -> str:
@@ -72,7 +73,46 @@ def train(arguments: argparse.Namespace) -> None:
     )
     if arguments.plot:
         plots.training_figure(history, Path(arguments.out) / "training.png")
+        if "topics" in result:
+            plots.topics_figure(result["topics"], Path(arguments.out) / "topics.png")
     print(report.run_report(result, arguments.out))
+
+
+def search(arguments: argparse.Namespace) -> None:
+    """Try settings on held-out rows, or go on with that."""
+    from ..train import RunSettings, SearchSettings, plots, run_search, saved_search
+    from ..train.search_report import search_figure, search_report
+
+    device = _prepare_machine(arguments)
+    run, own = vars(arguments), ("latent", "beta", "folds", "patience")
+    given = {
+        name: run[name]
+        for name in RunSettings.__dataclass_fields__
+        if name not in own and run.get(name) is not None
+    }
+    axes = {name: run[name] for name in own if run[name] is not None}
+    if "data" in given:
+        given["data"] = _stable_path(given["data"])
+    if arguments.resume:
+        settings = saved_search(arguments.out)
+        settings = replace(settings, run=replace(settings.run, **given), **axes)
+    elif "data" not in given:
+        raise UsageError("the option --data is required (unless --resume is given)")
+    else:
+        settings = SearchSettings(RunSettings(**given), **axes)
+    if arguments.plot:
+        plots.require_matplotlib()
+    result = run_search(
+        settings,
+        arguments.out,
+        resume=arguments.resume,
+        overwrite=arguments.overwrite,
+        device=device,
+        progress=False if arguments.no_progress else None,
+    )
+    if arguments.plot:
+        search_figure(result, Path(arguments.out) / "search.png")
+    print(search_report(result, arguments.out))
 
 
 def _stable_path(path: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from . import commands as run
-from .values import at_least, number, row_list
+from .values import at_least, number, row_list, several
 
 __all__ = ["build_parser"]
 
@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
+    _add_search(commands)
     _add_evaluate(commands)
     _add_recommend(commands)
     _add_sample(commands)
@@ -85,34 +86,13 @@ def _add_train(subparsers: Any) -> None:
     add("--data", metavar="FILE", help=f"{_DATA_HELP}. Required unless --resume is given")
     _add_covariates(add)
     _add_model(add)
-    add(
-        "--epochs",
-        type=at_least(1),
-        help="passes over the training rows, those of a resumed run included (default: 20)",
-    )
-    add("--batch-size", type=at_least(1), help="rows per step (default: 500)")
-    add("--lr", type=number(0, open_low=True), help="Adam's learning rate (default: 0.001)")
-    add("--weight-decay", type=number(0), help="L2 penalty on the weights (default: 0)")
-    add("--seed", type=at_least(0), help="of weights, row split, order and noise (default: 0)")
+    _add_training(add)
     add(
         "--valid-fraction",
         type=number(0, 1),
         metavar="F",
         help="share of the rows that chooses the best epoch, by NDCG@100 or by the loss of a "
         "model that does not recommend (default: 0.1)",
-    )
-    add(
-        "--test-fraction",
-        type=number(0, 1),
-        metavar="F",
-        help="share of the rows for the numbers at the end (default: 0.1)",
-    )
-    add("--valid-every", type=at_least(1), metavar="N", help="epochs per validation (default: 1)")
-    add(
-        "--patience",
-        type=at_least(1),
-        metavar="N",
-        help="stop after N validations without a better one (default: never)",
     )
     add(
         "--checkpoint-every",
@@ -134,8 +114,84 @@ def _add_train(subparsers: Any) -> None:
         help="go on from DIR/last.pt with the run's own settings; --epochs may be raised",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
-    add("--plot", action="store_true", help="write DIR/training.png (needs matplotlib)")
+    add(
+        "--plot",
+        action="store_true",
+        help="write DIR/training.png, and topics.png of topic-vae (needs matplotlib)",
+    )
     add("--tensorboard", action="store_true", help="write TensorBoard events to DIR")
+    add("--no-progress", action="store_true", help="print no progress, only the result")
+    _add_machine(parser)
+
+
+def _add_training(add: Any) -> None:
+    """The options of training and of the rows kept back."""
+    add(
+        "--epochs",
+        type=at_least(1),
+        help="passes over the training rows, those of a resumed run included (default: 20)",
+    )
+    add("--batch-size", type=at_least(1), help="rows per step (default: 500)")
+    add("--lr", type=number(0, open_low=True), help="Adam's learning rate (default: 0.001)")
+    add("--weight-decay", type=number(0), help="L2 penalty on the weights (default: 0)")
+    add("--seed", type=at_least(0), help="of weights, row split, order and noise (default: 0)")
+    add(
+        "--test-fraction",
+        type=number(0, 1),
+        metavar="F",
+        help="share of the rows for the numbers at the end (default: 0.1)",
+    )
+    add("--valid-every", type=at_least(1), metavar="N", help="epochs per validation (default: 1)")
+    add(
+        "--patience",
+        type=at_least(1),
+        metavar="N",
+        help="stop after N validations without a better one (default: never)",
+    )
+
+
+def _add_search(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "search",
+        run.search,
+        "try sizes of the code and weights of the divergence on held-out rows",
+        epilog="example: sparsevae search --data spam --model mult-vae --latent 50,100,200 --beta "
+        "0.1,0.2,1 --out runs/search\n" + _EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="where to write search.json, made if missing")
+    add("--data", metavar="FILE", help=f"{_DATA_HELP}. Required unless --resume is given")
+    add(
+        "--latent",
+        type=several(at_least(1)),
+        metavar="I,J,...",
+        help="widths of the code to try: latent of mult-vae and vae, topics of topic-vae, hidden of "
+        "mult-dae and sparse-autoencoder",
+    )
+    add(
+        "--beta",
+        type=several(number(0)),
+        metavar="X,Y,...",
+        help="weights of the divergence to try, as train's --beta",
+    )
+    add("--folds", type=at_least(2), help="parts of the rows, each held out once (default: 3)")
+
+    def others(*names: str, **options: Any) -> None:
+        if not {"--latent", "--topics", "--beta"} & set(names):
+            add(*names, **options)
+
+    _add_model(others)
+    _add_training(add)
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="skip the runs that are in DIR; the values to try may be others, nothing else",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the search in DIR")
+    add("--plot", action="store_true", help="write DIR/search.png (needs matplotlib)")
     add("--no-progress", action="store_true", help="print no progress, only the result")
     _add_machine(parser)
 
@@ -159,16 +215,20 @@ def _add_model(add: Any) -> None:
     """The options of the models; which model has which is checked with the run's settings."""
     add(
         "--model",
-        choices=("mult-vae", "mult-dae", "vae", "count-vae", "sparse-autoencoder"),
+        choices=(
+            *("mult-vae", "mult-dae", "vae", "count-vae", "sparse-autoencoder", "sae"),
+            "topic-vae",
+        ),
         help="mult-vae [N-600-200-600-N] or mult-dae [N-200-N], Liang et al. 2018; vae, with the "
         "likelihood of your choice; count-vae [N-128-10-128-N], counts of genes in cells, Lopez "
-        "et al. 2018; sparse-autoencoder [N-256-N] (default: mult-vae)",
+        "et al. 2018; sparse-autoencoder, or sae [N-256-N]; topic-vae, topics of words, Srivastava "
+        "and Sutton 2017 (default: mult-vae)",
     )
     add(
         "--hidden",
         type=at_least(1),
         help="hidden width; of the code for sparse-autoencoder (default: 600 mult-vae and vae, "
-        "200 mult-dae, 128 count-vae, 256 sparse-autoencoder)",
+        "200 mult-dae, 128 count-vae, 256 sparse-autoencoder, 100 topic-vae)",
     )
     add(
         "--latent",
@@ -178,7 +238,7 @@ def _add_model(add: Any) -> None:
     add(
         "--beta",
         type=number(0),
-        help="cap of the KL weight (default: 0.2 for mult-vae, 1 for vae and count-vae)",
+        help="cap of the KL weight (default: 0.2 for mult-vae, 1 for vae, count-vae, topic-vae)",
     )
     add(
         "--anneal-fraction",
@@ -191,7 +251,8 @@ def _add_model(add: Any) -> None:
         "--dropout",
         type=number(0, 1),
         help="probability of dropping a stored input value (default: 0.5 for mult-vae and "
-        "mult-dae, 0 for vae), or a hidden unit of count-vae (0.1)",
+        "mult-dae, 0 for vae), a hidden unit of count-vae (0.1), a hidden unit or topic of "
+        "topic-vae (0.2)",
     )
     add(
         "--likelihood",
@@ -243,6 +304,19 @@ def _add_model(add: Any) -> None:
         type=number(0),
         help="sparse-autoencoder, gaussian with topk or batch_topk: weight of the term that "
         "revives dead units; 1/32 is usual (default: 0)",
+    )
+    add("--topics", type=at_least(2), help="topic-vae: how many topics (default: 50)")
+    add(
+        "--decoder",
+        choices=("softmax", "mixture"),
+        help="topic-vae: a product of the topics (ProdLDA) or a mixture of them, as in LDA "
+        "(default: softmax)",
+    )
+    add(
+        "--alpha",
+        type=number(0, open_low=True),
+        help="topic-vae: concentration of the Dirichlet prior; small ones want few topics in a row "
+        "(default: 1)",
     )
 
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["UsageError", "at_least", "number", "row_list"]
+__all__ = ["UsageError", "at_least", "number", "row_list", "several"]
 
 
 class UsageError(Exception):
@@ -56,3 +56,12 @@ def row_list(text: str) -> list[int]:
     if min(rows) < 0:
         raise argparse.ArgumentTypeError(f"expected row numbers from 0 on, got {text}")
     return rows
+
+
+def several(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """Values of a kind like 10,20,50."""
+
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(","))
+
+    return parse

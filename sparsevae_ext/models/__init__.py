@@ -6,12 +6,14 @@ from .base import REGISTRY, Model, ModelOutput, build
 from .count_vae import CountVAE
 from .expression import ExpressionModel
 from .likelihood import LikelihoodModel
+from .linear_norm import LinearNorm
 from .mult_dae import MultDAE
 from .mult_vae import MultVAE
 from .multinomial import MultinomialModel
 from .sampling import LengthDistribution, row_totals_like
 from .sparse_autoencoder import SparseAutoencoder
 from .sparsity import parse_sparsity
+from .topic_vae import TopicVAE
 from .vae import VAE
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "ExpressionModel",
     "LengthDistribution",
     "LikelihoodModel",
+    "LinearNorm",
     "Model",
     "ModelOutput",
     "MultDAE",
@@ -26,6 +29,7 @@ __all__ = [
     "MultinomialModel",
     "REGISTRY",
     "SparseAutoencoder",
+    "TopicVAE",
     "VAE",
     "build",
     "parse_sparsity",

@@ -151,9 +151,21 @@ class Model(nn.Module):
     def rows_and_target(
         self, batch: CSRBatch | Tensor, target: CSRBatch | Tensor | None
     ) -> tuple[CSRBatch, CSRBatch]:
-        """Takes the input and what to reconstruct, by default the input, as batches."""
+        """Takes the input and what to reconstruct, by default the input, as batches.
+
+        Raises:
+            RuntimeError: if the shapes do not agree.
+        """
         rows = self.rows(batch)
-        return rows, rows if target is None else as_batch(target)
+        if target is None:
+            return rows, rows
+        wanted = as_batch(target)
+        if wanted.shape != rows.shape:
+            raise RuntimeError(
+                f"Target size ({torch.Size(wanted.shape)}) must be the same as input size "
+                f"({torch.Size(rows.shape)})"
+            )
+        return rows, wanted
 
     def first_layer(self, rows: CSRBatch) -> Tensor:
         """Applies the encoder to a batch, in the dtype of the weights."""
@@ -195,6 +207,10 @@ class Model(nn.Module):
             "rows whose codes to use, but got None"
         )
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Gives the dense last layer (B, N) of a few rows, where their cells are drawn one by one."""
+        return self.output(hidden)
+
     def draw_counts(
         self,
         hidden: Tensor,
@@ -210,7 +226,7 @@ class Model(nn.Module):
         if length is None:
             length = DEFAULT_LENGTH if rows is None else rows.row_sums()
         return sample_multinomial_rows(
-            lambda start, stop: self.output(hidden[start:stop]),
+            lambda start, stop: self.logits(hidden[start:stop]),
             row_lengths(length, hidden.shape[0], self.device, generator),
             self.n_features,
             temperature=temperature,

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from ..data.batch import CSRBatch
 from ..ops.bernoulli_nll import bernoulli_nll
 from ..ops.gaussian_nll import gaussian_nll
+from ..ops.linear_gaussian import linear_gaussian_nll
+from ..ops.linear_nll import linear_bernoulli_nll, linear_multinomial_nll
 from ..ops.multinomial_nll import multinomial_nll
 from .base import Model
 from .sampling import (
@@ -74,6 +76,26 @@ class LikelihoodModel(Model):
         nll = bernoulli_nll if self.likelihood == "bernoulli" else multinomial_nll
         return nll(prediction, target, "none")
 
+    def code_nll(self, code: Tensor, target: CSRBatch, reduction: str = "none") -> Tensor:
+        """Gives the negative log-likelihood of ``target`` at the codes (B, latent).
+
+        What :meth:`decode` gives is never stored, unless the decoder learns a variance for every
+        cell: that loss needs two predictions side by side.
+
+        Args:
+            code: (B, latent).
+            target: (B, N).
+            reduction: "none" for (B,), "sum" or "mean" over the rows.
+        """
+        if self.output_logvar is not None:
+            prediction, logvar = self.decode(code)
+            return gaussian_nll(prediction, target, logvar, reduction)
+        layer = (self.decode_hidden(code), self.output.weight, self.output.bias)
+        if self.likelihood == "gaussian":
+            return linear_gaussian_nll(*layer, target, reduction=reduction)
+        nll = linear_bernoulli_nll if self.likelihood == "bernoulli" else linear_multinomial_nll
+        return nll(*layer, target, reduction)
+
     @torch.no_grad()
     def row_nll(self, batch: CSRBatch | Tensor, target: CSRBatch | Tensor | None = None) -> Tensor:
         """Negative log-likelihood of every row of ``target`` given the code of ``batch``.
@@ -93,7 +115,7 @@ class LikelihoodModel(Model):
             ValueError: if a value is outside the support of the likelihood.
         """
         rows, wanted = self.rows_and_target(batch, target)
-        return self.nll_rows(*self.decode(self.encode(rows)), wanted).double()
+        return self.code_nll(self.encode(rows), wanted).double()
 
     @torch.no_grad()
     def reconstruct(self, batch: CSRBatch | Tensor) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ..data.batch import CSRBatch
 from ..ops.csr_rows import csr_dropout, csr_l2_normalize
-from ..ops.multinomial_nll import multinomial_nll
+from ..ops.linear_nll import linear_multinomial_nll
 from .base import Model, ModelOutput, xavier
-from .ranking import linear_scores, multinomial_row_nll, top_items
+from .ranking import linear_scores, top_items
 from .sampling import LengthDistribution, make_generator
 
 __all__ = ["MultinomialModel"]
@@ -54,11 +54,34 @@ class MultinomialModel(Model):
         """
         rows, counts = self.rows_and_target(batch, target)
         code, kl = self.draw_code(self.hidden(rows, noisy=self.training))
-        nll = multinomial_nll(self.output(self.decode_hidden(code)), counts)
+        nll = self.code_nll(code, counts, noisy=self.training)
         zero = torch.zeros_like(nll)
         if kl is None:
             return ModelOutput(nll, nll, zero, zero)
         return ModelOutput(nll + self.beta * kl, nll, kl, zero)
+
+    def code_nll(
+        self,
+        code: Tensor,
+        target: CSRBatch,
+        reduction: str = "mean",
+        *,
+        noisy: bool = False,
+        max_memory: int | None = None,
+    ) -> Tensor:
+        """Gives the negative log-likelihood of ``target`` at the codes, without storing the logits.
+
+        Args:
+            code: (B, latent).
+            target: (B, N).
+            reduction: "none" for (B,), "sum" or "mean" over the rows.
+            noisy: as in training, where the decoder differs then.
+            max_memory: bytes that the logits may take at a time.
+        """
+        hidden, output = self.decode_hidden(code), self.output
+        return linear_multinomial_nll(
+            hidden, output.weight, output.bias, target, reduction, max_memory
+        )
 
     @abstractmethod
     def draw_code(self, hidden: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -123,7 +146,7 @@ class MultinomialModel(Model):
         self,
         batch: CSRBatch | Tensor,
         target: CSRBatch | Tensor | None = None,
-        chunk_size: int | None = None,
+        max_memory: int | None = None,
     ) -> Tensor:
         """Negative log-likelihood of every row of ``target`` given the code of ``batch``.
 
@@ -133,7 +156,7 @@ class MultinomialModel(Model):
         Args:
             batch: (B, N) rows to encode.
             target: (B, N) counts to score; None scores ``batch``.
-            chunk_size: as in :meth:`recommend`.
+            max_memory: bytes that the logits may take at a time.
 
         Returns:
             (B,) float64 nats, without the multinomial coefficient.
@@ -142,13 +165,8 @@ class MultinomialModel(Model):
             RuntimeError: if the shapes do not agree.
         """
         rows, counts = self.rows_and_target(batch, target)
-        if counts.shape != rows.shape:
-            raise RuntimeError(
-                f"Target size ({torch.Size(counts.shape)}) must be the same as input size "
-                f"({torch.Size(rows.shape)})"
-            )
-        scores = self._scores(self.encode(rows))
-        return multinomial_row_nll(scores, counts, chunk_size=chunk_size)
+        nll = self.code_nll(self.encode(rows), counts, "none", max_memory=max_memory)
+        return nll.double()
 
     @torch.no_grad()
     def sample(

@@ -39,9 +39,13 @@ class GaussianPosterior(Model):
         z, divergence = reparameterize_kl(mu, logvar, eps=eps, free_bits=free_bits)
         return z, divergence.mean()
 
-    def encode(self, batch: CSRBatch | Tensor) -> Tensor:
+    def posterior_mean(self, batch: CSRBatch | Tensor) -> Tensor:
         """Gives the posterior mean (B, latent); no dropout, whatever the mode."""
         return self.moments(self.hidden(self.rows(batch), noisy=False))[0]
+
+    def encode(self, batch: CSRBatch | Tensor) -> Tensor:
+        """Gives the posterior mean (B, latent); no dropout, whatever the mode."""
+        return self.posterior_mean(batch)
 
     def decode_hidden(self, code: Tensor) -> Tensor:
         """Gives the decoder's hidden layer (B, hidden) for codes (B, latent)."""

@@ -1,7 +1,7 @@
-"""Ranking and scoring with an output layer over many items, a chunk of columns at a time.
+"""Ranking with an output layer over many items, a chunk of columns at a time.
 
 The scores of B rows for all N items would be a dense (B, N) matrix. Here they exist for one chunk
-of columns at a time: the best k are kept as a running list, the log-sum-exp as a running sum.
+of columns at a time: the best k are kept as a running list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.batch import CSRBatch
 
-__all__ = ["ScoreChunk", "linear_scores", "multinomial_row_nll", "stable_topk", "top_items"]
+__all__ = ["ScoreChunk", "linear_scores", "stable_topk", "top_items"]
 
 #: Gives the scores (B, stop - start) of the items in [start, stop), in memory of their own.
 ScoreChunk = Callable[[int, int], Tensor]
@@ -108,9 +108,9 @@ def top_items(
         raise ValueError(
             f"recommend(): expected k between 1 and {n_items}, the number of items, but got {k}"
         )
-    entries = None if seen is None else _ColumnSorted(seen, nonzero=True)
+    entries = None if seen is None else _ColumnSorted(seen)
     best = items = None
-    for start, stop in _ranges(n_rows, n_items, chunk_size, "recommend"):
+    for start, stop in _ranges(n_rows, n_items, chunk_size):
         scores = score_chunk(start, stop)
         if entries is not None:
             here = entries.between(start, stop)
@@ -128,50 +128,13 @@ def top_items(
     return best, torch.where(best == -math.inf, -1, items)
 
 
-def multinomial_row_nll(
-    score_chunk: ScoreChunk, target: CSRBatch, *, chunk_size: int | None = None
-) -> Tensor:
-    """Multinomial negative log-likelihood of every row of ``target``, without a (B, N) tensor.
-
-    ``nll_i = sum_j x_ij (logsumexp(l_i) - l_ij)``, with the scores as logits.
-
-    Args:
-        score_chunk: logits of a range of items.
-        target: (B, N) counts.
-        chunk_size: items scored at a time; as in :func:`top_items`.
-
-    Returns:
-        (B,) float64, in nats; 0 for an empty row.
-
-    Raises:
-        ValueError: if ``chunk_size`` is not positive.
-    """
-    n_rows, n_items = target.shape
-    entries = _ColumnSorted(target)
-    # Whatever the dtype of the counts, sums over a whole evaluation are taken in float64.
-    counts = entries.values.double()
-    lse = counts.new_full((n_rows,), -math.inf)
-    picked = torch.empty_like(counts)
-    for start, stop in _ranges(n_rows, n_items, chunk_size, "row_nll"):
-        logits = score_chunk(start, stop)
-        here = entries.between(start, stop)
-        picked[here] = logits[entries.rows[here], entries.cols[here] - start].double()
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        lse = torch.logaddexp(lse, torch.logsumexp(logits, dim=1).double())
-    cost = counts * (lse[entries.rows] - picked)
-    return counts.new_zeros(n_rows).index_add_(0, entries.rows, cost)
-
-
 class _ColumnSorted:
-    """The stored entries of a batch in the order of their columns."""
+    """Where a batch is not zero, in the order of the columns."""
 
-    def __init__(self, batch: CSRBatch, nonzero: bool = False) -> None:
-        rows, cols, values = batch.row_ids().long(), batch.col.long(), batch.values.detach()
-        if nonzero:
-            keep = values != 0
-            rows, cols, values = rows[keep], cols[keep], values[keep]
-        self.cols, order = cols.sort(stable=True)
-        self.rows, self.values = rows[order], values[order]
+    def __init__(self, batch: CSRBatch) -> None:
+        keep = batch.values.detach() != 0
+        self.cols, order = batch.col.long()[keep].sort(stable=True)
+        self.rows = batch.row_ids().long()[keep][order]
 
     def between(self, start: int, stop: int) -> slice:
         bounds = torch.tensor([start, stop], device=self.cols.device)
@@ -179,14 +142,12 @@ class _ColumnSorted:
         return slice(low, high)
 
 
-def _ranges(
-    n_rows: int, n_items: int, chunk_size: int | None, op: str
-) -> Iterator[tuple[int, int]]:
+def _ranges(n_rows: int, n_items: int, chunk_size: int | None) -> Iterator[tuple[int, int]]:
     if chunk_size is None:
         chunk_size = max(_MIN_CHUNK, _CHUNK_ELEMENTS // max(1, n_rows))
         # However small the problem, the scores of all items never stand side by side.
         chunk_size = min(chunk_size, max(1, -(-n_items // 4)))
     elif chunk_size < 1:
-        raise ValueError(f"{op}(): expected chunk_size >= 1, but got {chunk_size}")
+        raise ValueError(f"recommend(): expected chunk_size >= 1, but got {chunk_size}")
     for start in range(0, n_items, chunk_size):
         yield start, min(start + chunk_size, n_items)

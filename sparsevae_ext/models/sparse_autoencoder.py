@@ -153,11 +153,16 @@ class SparseAutoencoder(LikelihoodModel):
         code, penalty = self._code_and_penalty(x)
         if self.training:
             self.firing.update(code.detach() if isinstance(code, Tensor) else code)
-        prediction = self.output(code)
-        nll = self._reduced(prediction, wanted)
+        prediction = None
+        if isinstance(code, CSRBatch) or self._needs_errors():
+            prediction = self.output(code)
+            nll = self._reduced(prediction, wanted)
+        else:
+            nll = self._scaled(self.code_nll(code, wanted, "mean"))
         # Rows of penalties, or the one of a batch; a constant 0 has the dtype of the code.
         penalty = penalty.mean().to(nll.dtype)
         if self.aux is not None and self.training:
+            assert prediction is not None
             penalty = penalty + self.auxk * self._aux_loss(x, prediction, wanted)
         return ModelOutput(nll + penalty, nll, torch.zeros_like(nll), penalty)
 
@@ -190,13 +195,23 @@ class SparseAutoencoder(LikelihoodModel):
         code, penalty = layer.code_and_penalty(x)
         return code, penalty
 
+    def _needs_errors(self) -> bool:
+        """Whether the loss looks at the (B, N) output itself, and not only at its likelihood.
+
+        AuxK decodes the errors, and Keras' squared error is exact as their mean, not as a
+        likelihood less its constant.
+        """
+        squared = self.likelihood == "gaussian" and self.reduction == "keras"
+        return self.aux is not None or squared
+
     def _reduced(self, prediction: Tensor, target: CSRBatch) -> Tensor:
-        if self.reduction == "elbo":
-            return self.nll_rows(prediction, None, target).mean()
-        if self.likelihood == "gaussian":
+        if self.likelihood == "gaussian" and self.reduction == "keras":
             return squared_error(prediction, target) / self.n_features
-        nll = self.nll_rows(prediction, None, target).mean()
-        return nll / self.n_features if self.likelihood == "bernoulli" else nll
+        return self._scaled(self.nll_rows(prediction, None, target).mean())
+
+    def _scaled(self, nll: Tensor) -> Tensor:
+        keras = self.reduction == "keras" and self.likelihood == "bernoulli"
+        return nll / self.n_features if keras else nll
 
     def _make_aux(self, k_aux: int | None) -> AuxTopK | None:
         if not 0.0 <= self.auxk < float("inf"):

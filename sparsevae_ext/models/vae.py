@@ -120,7 +120,7 @@ class VAE(GaussianPosterior, LikelihoodModel):
         """
         rows, wanted = self.rows_and_target(batch, target)
         code, kl = self.draw_code(self.hidden(rows, noisy=self.training))
-        nll = self.nll_rows(*self.decode(code), wanted).mean()
+        nll = self.code_nll(code, wanted, "mean")
         return ModelOutput(nll + self.beta * kl, nll, kl, torch.zeros_like(nll))
 
     def iwae(
@@ -166,8 +166,6 @@ class VAE(GaussianPosterior, LikelihoodModel):
 
         def nll(z: Tensor) -> Tensor:
             code = z.flatten(0, 1).to(self.output.weight.dtype)
-            return self.nll_rows(*self.decode(code), repeated_rows(wanted, len(z))).view(
-                z.shape[:2]
-            )
+            return self.code_nll(code, repeated_rows(wanted, len(z))).view(z.shape[:2])
 
         return importance_bound(mu, logvar, n_samples, nll, at_a_time=step, generator=generator)

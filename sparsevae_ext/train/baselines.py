@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.batch import CSRBatch
 from ..data.blocks import csr_batches, csr_blocks
 from ..models.count_likelihood import poisson_constants
-from ..models.ranking import multinomial_row_nll, top_items
+from ..models.ranking import top_items
 from ..ops.csr_rows import segment_sum
 from .metrics import evaluate
 
@@ -89,11 +89,8 @@ class Popularity:
 
     def row_nll(self, batch: CSRBatch, target: CSRBatch) -> Tensor:
         """Nats (B,) of the counts in `target` under the unigram model, whatever `batch`."""
-
-        def chunk(start: int, stop: int) -> Tensor:
-            return self.log_probs[start:stop].expand(len(target), -1)
-
-        return multinomial_row_nll(chunk, target)
+        logs = target.values.double() * self.log_probs[target.col.long()]
+        return -segment_sum(logs, target.crow)
 
 
 class PoissonMean:

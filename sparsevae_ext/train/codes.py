@@ -124,7 +124,7 @@ def active_units(
     """Number of units whose posterior mean varies by more than ``threshold`` over the rows.
 
     Args:
-        model: a model with a posterior; its ``encode`` gives the mean.
+        model: a model with a posterior; its ``posterior_mean``, or else ``encode``, gives the mean.
         data: CSRDataset, CSRBatch or scipy CSR matrix.
         batch_size: rows encoded at a time.
         threshold: the variance above which a unit counts.
@@ -141,7 +141,7 @@ def active_units(
     units = ActiveUnits(threshold)
     with evaluation_mode(model) as device:
         for batch in batches(data, batch_size, device, "active_units"):
-            units.update(model.encode(batch))
+            units.update(_means(model, batch))
     return units.count()
 
 
@@ -175,7 +175,7 @@ def posterior_summary(
     units, kl = ActiveUnits(), 0.0
     with evaluation_mode(model) as device:
         for batch in batches(data, batch_size, device, "posterior_summary"):
-            units.update(model.encode(batch))
+            units.update(_means(model, batch))
             kl += float(model(batch).kl) * len(batch)
     if units.rows == 0:
         raise ValueError("posterior_summary(): expected at least one row, but got none")
@@ -241,6 +241,11 @@ def batches(data: Any, batch_size: int, device: Any, op: str) -> Iterator[CSRBat
     """The rows in order, ``batch_size`` at a time, on ``device``."""
     for rows in csr_batches(data, batch_size, op):
         yield rows.to(device)
+
+
+def _means(model: Any, batch: CSRBatch) -> Tensor:
+    # The code of a topic model is a softmax of it.
+    return getattr(model, "posterior_mean", model.encode)(batch)
 
 
 def _need_posterior(op: str, model: Any) -> None:

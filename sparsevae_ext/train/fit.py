@@ -49,8 +49,10 @@ def fit(
     section 2.2.2). After every `valid_every` epochs the model is measured on the validation rows
     and the best epoch is kept. For a model that recommends that is the epoch with the highest
     NDCG@100 (strong generalisation: 80 % of a row's entries folded in, the others ranked), for
-    any other the one with the lowest loss at the full beta. Active units are counted along for a
-    model with a posterior, l0 and dead units for one that counts its firing.
+    a topic model the one with the lowest perplexity of the held-out words, for any other the one
+    with the lowest loss at the full beta. A model with `start_from` is first shown the training
+    rows by it. Active units are counted along for a model with a posterior, l0 and dead units for
+    one that counts its firing.
 
     Args:
         model: gives a named tuple with `loss`, `nll`, `kl` and `penalty` for a CSRBatch.
@@ -134,6 +136,8 @@ def fit(
         clean_orphans(run.out)
     if resume:
         run.load()
+    elif hasattr(run.model, "start_from"):
+        run.model.start_from(train_ds)
     if tensorboard and run.out is not None:
         run.events = TensorBoardLog(run.out)
     try:

@@ -7,13 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ..data import CSRBatch, CSRDataset, CSRLoader
 from .checkpoint import CheckpointError, link_checkpoint, load_checkpoint, save_checkpoint
 from .history import History, Row, TensorBoardLog
 from .interrupts import Interrupted, StopSignals
 from .metrics import split_fold_in
+from .non_finite import find_cause, non_finite_parameter
 from .optimizers import make_optimizer
 from .options import FitOptions
 from .progress import Progress
@@ -29,7 +32,7 @@ _CHECK_EVERY_ELSEWHERE = 50
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite; the text names the step and the first bad tensor."""
+    """The loss became NaN or infinite; the text names the step, the first bad tensor and the rows."""
 
 
 class Run:
@@ -121,7 +124,7 @@ class Run:
                 raise
         if restore_best:
             self._restore_best()
-        warn_of_collapse(self.history)
+        warn_of_collapse(self.history, getattr(self.model, "latent", 0))
         return self.history
 
     def close(self) -> None:
@@ -156,7 +159,7 @@ class Run:
         self._check_losses()
         self.seconds = spent + time.perf_counter() - started
         self.progress.end_epoch()
-        bad_parameter = self._bad_parameter()
+        bad_parameter = non_finite_parameter(self.model)
         if bad_parameter is not None:
             raise NonFiniteLossError(
                 f"fit(): step {self.step} (the last of epoch {self.epoch + 1}) made the parameter "
@@ -199,30 +202,26 @@ class Run:
             f"step {step + 1} (epoch {step // len(self.loader) + 1}, "
             f"batch {step % len(self.loader) + 1})"
         )
-        raise NonFiniteLossError(
-            f"fit(): the loss is {float(losses[bad[0]])} at {where}; "
-            f"first non-finite tensor: {self._first_bad_tensor(batch, output)}"
+        # The batch at hand is that of the last step looked at, not of an earlier one.
+        at_hand = step == steps[-1]
+        cause = find_cause(
+            self.model,
+            self._rows_of(step),
+            self.loader.dataset,
+            batch if at_hand else None,
+            output if at_hand else None,
         )
+        raise NonFiniteLossError(f"fit(): the loss is {float(losses[bad[0]])} at {where}; {cause}")
 
-    def _first_bad_tensor(self, batch: CSRBatch | None, output: Any) -> str:
-        if batch is not None and not bool(batch.values.isfinite().all()):
-            return "the values of the batch"
-        bad_parameter = self._bad_parameter()
-        if bad_parameter is not None:
-            return (
-                f"the parameter {bad_parameter} (after the step before it; a smaller lr may help)"
-            )
-        for name in ("nll", "kl", "penalty"):
-            part = getattr(output, name, None)
-            if part is not None and not bool(part.isfinite().all()):
-                return f"{name} of the model's output, from finite values and parameters"
-        return "the loss"
-
-    def _bad_parameter(self) -> str | None:
-        for name, parameter in self.model.named_parameters():
-            if not bool(parameter.detach().isfinite().all()):
-                return name
-        return None
+    def _rows_of(self, step: int) -> NDArray[np.int64]:
+        """The row numbers of a step's batch."""
+        epoch, place = divmod(step, len(self.loader))
+        now = self.loader.epoch
+        self.loader.set_epoch(epoch)
+        order = self.loader.row_order()
+        self.loader.set_epoch(now)
+        size = self.loader.batch_size
+        return order[place * size : (place + 1) * size]
 
     # ---- between epochs --------------------------------------------------------------------
 

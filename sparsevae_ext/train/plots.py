@@ -12,7 +12,14 @@ from ..data import SparsityReport
 from .directions import Direction
 from .history import History
 
-__all__ = ["canvas", "demo_figure", "require_matplotlib", "sparsity_figure", "training_figure"]
+__all__ = [
+    "canvas",
+    "demo_figure",
+    "require_matplotlib",
+    "sparsity_figure",
+    "topics_figure",
+    "training_figure",
+]
 
 _BLUE, _ORANGE, _GREY, _INK = "#2f6db3", "#d9762b", "#9aa3ad", "#22272e"
 _STYLE: dict[Any, Any] = {
@@ -134,6 +141,31 @@ def sparsity_figure(report: SparsityReport, path: str | os.PathLike[str], title:
         save(path)
 
 
+def topics_figure(summary: dict[str, Any], path: str | os.PathLike[str], title: str = "") -> None:
+    """Write the words of the most coherent topics, up to nine of them, as a PNG.
+
+    Args:
+        summary: see `topic_summary`.
+        path: the file.
+        title: line above all panels.
+    """
+    topics = summary["topics"][:9]
+    with canvas(figsize=(11.0, 2.9 * max(1, -(-len(topics) // 3)))) as (figure, save):
+        figure.suptitle(title, x=0.012, ha="left", fontsize=14, fontweight="bold", color=_INK)
+        panels = figure.subplots(max(1, -(-len(topics) // 3)), 3, squeeze=False).ravel()
+        for axes, topic in zip(panels, topics, strict=False):
+            places = range(len(topic["words"]))[::-1]
+            axes.barh(list(places), topic["probabilities"], color=_BLUE, height=0.72)
+            axes.set_yticks(list(places), topic["words"])
+            axes.tick_params(axis="y", length=0)
+            axes.grid(False, axis="y")
+            axes.set_title(f"Topic {topic['number']}: NPMI {topic['npmi']:.2f}")
+            axes.set_xlabel("probability in the topic")
+        for axes in panels[len(topics) :]:
+            axes.set_axis_off()
+        save(path)
+
+
 class canvas:
     """A figure on the file-only backend, whatever backend the user's session has chosen."""
 
@@ -176,14 +208,18 @@ def _curves(top: Any, bottom: Any, history: History, baselines: dict[str, float]
         twin.spines["right"].set_visible(True)
         twin.spines["right"].set_color(_ORANGE)
 
-    epochs, values = history.column("valid_ndcg@100")
+    # The first that was measured: a model of topics is chosen by its perplexity, one that does not
+    # recommend by its loss, where less is better.
     pick, form, title = max, ".3f", "NDCG@100 on rows not trained on"
-    if not epochs:
-        # A model that does not recommend is measured by its loss, where less is better.
-        loss = history.column("valid_loss")
-        if loss[0]:
-            (epochs, values), pick, form = loss, min, ".5g"
-            title = "Loss on rows not trained on, nats per row"
+    if history.column("valid_topic_diversity")[0]:
+        name, pick, form = "perplexity", min, ",.0f"
+        title = "Perplexity of held-out words"
+    elif history.column("valid_loss")[0]:
+        name, pick, form = "loss", min, ".5g"
+        title = "Loss on rows not trained on, nats per row"
+    else:
+        name = "ndcg@100"
+    epochs, values = history.column(f"valid_{name}")
     bottom.set_title(title)
     bottom.set_xlabel("epoch")
     if epochs:

@@ -12,9 +12,11 @@ __all__ = ["Progress"]
 _VALIDATION = {
     "valid_ndcg@100": ("valid ndcg@100", ".4f"),
     "valid_loss": ("valid loss", ".5g"),
+    "valid_perplexity": ("perplexity", ",.1f"),
     "valid_active_units": ("active units", ".0f"),
     "valid_l0": ("l0", ".4g"),
     "valid_dead_units": ("dead", ".0f"),
+    "valid_topic_diversity": ("diversity", ".2f"),
 }
 
 

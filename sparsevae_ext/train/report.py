@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["evaluation_report", "recommendation_report", "run_report", "table"]
+__all__ = ["evaluation_report", "recommendation_report", "run_report", "table", "topics_report"]
 
 _LABELS = {
     "recall@20": "Recall@20",
@@ -26,6 +26,7 @@ _USE = {
     "active_units": ("active units", ",.0f"),
     "l0": ("l0", ",.1f"),
     "dead_units": ("dead units", ",.0f"),
+    "topic_diversity": ("topic diversity", ".3f"),
 }
 
 
@@ -79,6 +80,8 @@ def run_report(result: dict[str, Any], out: str | os.PathLike[str]) -> str:
         ]
         lines += ["", table([f"{result['split']['test']} test rows", *metric_header()], rows), ""]
         lines += [f"{label}: {value}\n" for label, value in _use(result["test"])]
+    if "topics" in result:
+        lines += [topics_report(result["topics"]), ""]
     lines.append(f"written to {os.fspath(out)}")
     return "\n".join(lines)
 
@@ -91,6 +94,19 @@ def evaluation_report(result: dict[str, Any]) -> str:
         return f"{head}\n" + _parts_table("", name, result)
     lines = [head, table(["", *metric_header()], [[name, *metric_cells(result)]])]
     lines += [f"{label}: {value}" for label, value in _use(result)]
+    return "\n".join(lines)
+
+
+def topics_report(summary: dict[str, Any], at_most: int = 20) -> str:
+    """The topics' words, the most coherent topic first."""
+    topics = summary["topics"]
+    lines = [
+        f"{len(topics)} topics: NPMI coherence {summary['npmi']:.3f}, diversity "
+        f"{summary['topic_diversity']:.3f}"
+    ]
+    lines += [f"  {topic['npmi']:>6.3f}  {' '.join(topic['words'])}" for topic in topics[:at_most]]
+    if len(topics) > at_most:
+        lines.append(f"  ... and {len(topics) - at_most} more, see metrics.json")
     return "\n".join(lines)
 
 

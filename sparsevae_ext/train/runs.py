@@ -22,6 +22,7 @@ from .memory import peak_memory_mib
 from .metrics import split_fold_in
 from .seed import seed_everything
 from .settings import RunSettings
+from .topics import has_topics, topic_summary
 from .validation import counts, measure, monitor_of, ranks, warn_of_fractions
 
 __all__ = [
@@ -34,7 +35,15 @@ __all__ = [
 
 #: Codes drawn for each row of the estimate of a marginal likelihood.
 MARGINAL_SAMPLES = 20
-_OURS = ("last.pt", "best.pt", "metrics.json", "history.csv", "training.png", "demo.png")
+_OURS = (
+    "last.pt",
+    "best.pt",
+    "metrics.json",
+    "history.csv",
+    "training.png",
+    "topics.png",
+    "demo.png",
+)
 
 
 def train_run(
@@ -77,12 +86,8 @@ def train_run(
     """
     out = Path(out)
     present = _refuse_existing(out, resume or overwrite)
-    ds = dataset
-    if ds is None:
-        ds = data.read(settings.data, batch_key=settings.batch_key, layer=settings.layer)
-    facts: dict[str, Any] = {"rows": ds.shape[0], "columns": ds.shape[1], "nnz": int(ds.nnz)}
-    if ds.batch_names is not None:
-        facts["batches"] = ds.batch_names
+    ds = dataset if dataset is not None else read_run_data(settings)
+    facts = data_facts(ds)
     model_config = settings.model_config(ds.shape[1], ds.n_batch)
     if resume:
         _refuse_other_data(out, settings, facts)
@@ -138,14 +143,17 @@ def train_run(
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
     }
     if len(test):
-        halves = _halves(model, test, settings.seed)
+        two = halves_of(model, test, settings.seed)
         result["test"] = measure(
-            model, *halves, settings.batch_size, dead_after=len(train), n_samples=MARGINAL_SAMPLES
+            model, *two, settings.batch_size, dead_after=len(train), n_samples=MARGINAL_SAMPLES
         )
         if ranks(model):
-            result["baselines"] = evaluate_baselines(train, *halves)
+            result["baselines"] = evaluate_baselines(train, *two)
         elif counts(model):
             result["baselines"] = {"poisson mean": {"nll": PoissonMean(train).mean_nll(test)}}
+    if has_topics(model):
+        # The training found out already whether they are all alike.
+        result["topics"] = topic_summary(model, train, warn=False)
     write_metrics(out / "metrics.json", result)
     return result, history
 
@@ -191,7 +199,7 @@ def evaluate_run(
         ds = ds.subset(getattr(parts, rows))
     if len(ds) == 0:
         raise ValueError(f"there are no {rows} rows to evaluate")
-    halves = _halves(model, ds, settings.seed)
+    two = halves_of(model, ds, settings.seed)
     dead_after, n_samples = len(parts.train), MARGINAL_SAMPLES
     return {
         "checkpoint": str(path),
@@ -199,7 +207,7 @@ def evaluate_run(
         "data": source,
         "rows": rows,
         "n_rows": len(ds),
-        **measure(model, *halves, settings.batch_size, dead_after=dead_after, n_samples=n_samples),
+        **measure(model, *two, settings.batch_size, dead_after=dead_after, n_samples=n_samples),
     }
 
 
@@ -287,6 +295,19 @@ def load_run(
     return model.to(device).eval(), saved, path
 
 
+def read_run_data(settings: RunSettings) -> CSRDataset:
+    """The data of a run; raises DataFileError when it cannot be read."""
+    return data.read(settings.data, batch_key=settings.batch_key, layer=settings.layer)
+
+
+def data_facts(ds: CSRDataset) -> dict[str, Any]:
+    """What tells one data set from another: size, entries, and the names of its batches."""
+    facts: dict[str, Any] = {"rows": ds.shape[0], "columns": ds.shape[1], "nnz": int(ds.nnz)}
+    if ds.batch_names is not None:
+        facts["batches"] = ds.batch_names
+    return facts
+
+
 def read_data(saved: dict[str, Any], path: str | None) -> tuple[CSRDataset, str]:
     """The data at `path`, or what the checkpoint's run was trained on, and where it was read.
 
@@ -364,7 +385,7 @@ def _refuse_other_data(out: Path, settings: RunSettings, facts: dict[str, int]) 
         )
 
 
-def _halves(model: Any, ds: CSRDataset, seed: int) -> tuple[Any, Any]:
+def halves_of(model: Any, ds: CSRDataset, seed: int) -> tuple[Any, Any]:
     """What `measure` takes: two parts of every row to rank with, else whole rows."""
     return split_fold_in(ds, seed=seed) if ranks(model) else (ds, None)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from .split import Split, split_rows
 
-__all__ = ["MODEL_OPTIONS", "RunSettings"]
+__all__ = ["MODEL_OPTIONS", "SYNONYMS", "RunSettings"]
 
 #: For each model the name its constructor gives the number of columns, and the options it takes
 #: with the values they have when none is given; None leaves an option to the model.
@@ -50,8 +50,21 @@ MODEL_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
             "auxk": None,
         },
     ),
+    "topic-vae": (
+        "n_words",
+        {
+            "topics": None,
+            "hidden": None,
+            "decoder": None,
+            "alpha": None,
+            "beta": None,
+            "dropout": None,
+        },
+    ),
 }
 
+#: Shorter names of models.
+SYNONYMS = {"sae": "sparse-autoencoder"}
 #: Models that read which experimental batch a row comes from.
 WITH_BATCHES = ("count-vae",)
 
@@ -65,12 +78,12 @@ class RunSettings:
 
     Args:
         data: a file or folder `data.read` knows, or "spam".
-        model: a name in `models.REGISTRY`.
+        model: a name in `models.REGISTRY`, or "sae" for sparse-autoencoder.
         hidden: width of the hidden layers; of the code for sparse-autoencoder (256).
         latent: width of the code of mult-vae, vae and count-vae.
-        beta: cap of the KL weight of mult-vae (0.2), vae and count-vae.
+        beta: cap of the KL weight of mult-vae (0.2), vae, count-vae and topic-vae.
         dropout: probability of dropping a stored input value; 0.5 for mult-vae and mult-dae. Of
-            count-vae, of dropping a hidden unit.
+            count-vae, of dropping a hidden unit; of topic-vae, a hidden unit or topic.
         likelihood: of vae: bernoulli, gaussian or multinomial; of count-vae: nb, zinb or poisson.
         learn_logvar: vae, gaussian: learn the variance of every column.
         free_bits: of vae and count-vae: nats per unit of the code that the divergence does not pay for.
@@ -81,6 +94,9 @@ class RunSettings:
         loss: of sparse-autoencoder: bernoulli, gaussian or multinomial.
         reduction: of sparse-autoencoder: elbo or keras.
         auxk: of sparse-autoencoder: weight of the term that revives dead units.
+        topics: number of topics of topic-vae.
+        decoder: of topic-vae: softmax or mixture.
+        alpha: of topic-vae: the Dirichlet prior's concentration.
         batch_key: where the data says which experimental batch a row comes from, see `data.read`.
         layer: of an .h5ad file, see `data.read`.
         epochs, batch_size, lr, weight_decay, anneal_fraction, seed, valid_every: see `fit`.
@@ -107,6 +123,9 @@ class RunSettings:
     loss: str | None = None
     reduction: str | None = None
     auxk: float | None = None
+    topics: int | None = None
+    decoder: str | None = None
+    alpha: float | None = None
     batch_key: str | None = None
     layer: str | None = None
     epochs: int = 20
@@ -120,6 +139,7 @@ class RunSettings:
     test_fraction: float = 0.1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", SYNONYMS.get(self.model, self.model))
         # Before any data is read, which may take long.
         self.model_config(1)
 
@@ -152,6 +172,11 @@ class RunSettings:
             if value is not None:
                 config[name] = value
         return config
+
+    def code_option(self) -> str:
+        """The option of the model that is the width of its code."""
+        options = MODEL_OPTIONS[self.model][1]
+        return next(name for name in ("topics", "latent", "hidden") if name in options)
 
     def split(self, n_rows: int) -> Split:
         """The run's rows, by `split_rows`."""

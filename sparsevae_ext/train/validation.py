@@ -18,6 +18,7 @@ from .codes import (
 )
 from .history import History
 from .metrics import as_scipy, evaluate, evaluation_mode
+from .topics import diversity_of, has_topics, warn_of_equal_topics
 
 __all__ = [
     "KEPT",
@@ -46,6 +47,7 @@ KEPT = (
     "active_units",
     "l0",
     "dead_units",
+    "topic_diversity",
 )
 
 
@@ -78,7 +80,10 @@ def counts(model: Any) -> bool:
 
 
 def monitor_of(model: Any) -> Monitor:
-    """NDCG@100 for a model that recommends, the loss for one that does not."""
+    """What the model itself names, else NDCG@100 if it recommends, and the loss if it does not."""
+    named = getattr(model, "monitor", None)
+    if named is not None:
+        return Monitor(named, named.startswith(("ndcg", "recall")))
     return Monitor("ndcg@100", True) if ranks(model) else Monitor("loss", False)
 
 
@@ -97,7 +102,7 @@ def measure(
     (`metrics.evaluate`). Any other model reconstructs the whole rows, which the two parts add up
     to: the means over rows of its loss and of the parts of it, in evaluation mode. A model with a
     posterior gets its active units counted besides, one with a firing counter the mean number of
-    units that fire (l0) and the dead ones.
+    units that fire (l0) and the dead ones, and one with topics how far they differ.
 
     Args:
         model: in any mode.
@@ -130,11 +135,13 @@ def measure(
     if getattr(model, "firing", None) is not None:
         use = code_summary(model, seen, batch_size, dead_after=dead_after)
         result |= {name: use[name] for name in ("l0", "dead_units")}
+    if has_topics(model):
+        result["topic_diversity"] = diversity_of(model)
     return result
 
 
-def warn_of_collapse(history: History) -> None:
-    """Warns when the run's last validation found no active unit."""
+def warn_of_collapse(history: History, topics: int = 0) -> None:
+    """Warns when the run's last validation found no active unit, or topics that are all alike."""
     epochs, active = history.column("valid_active_units")
     if active and active[-1] == 0:
         warnings.warn(
@@ -143,6 +150,9 @@ def warn_of_collapse(history: History) -> None:
             PosteriorCollapseWarning,
             stacklevel=4,
         )
+    _, diversity = history.column("valid_topic_diversity")
+    if diversity:
+        warn_of_equal_topics(diversity[-1], topics, stacklevel=5)
 
 
 def warn_of_fractions(train: CSRDataset, path: str) -> None:
