@@ -181,6 +181,40 @@ def test_extreme_cells_against_mpmath(dtype, inflated):
         assert (error <= digits[1] + digits[0] * wanted[:, i].abs() + slack).all(), i
 
 
+@pytest.mark.parametrize("inflated", [False, True])
+def test_large_counts_side_by_side(inflated):
+    """Against the float64 op, which takes one count at a time; a few too extreme for the vectors."""
+    shape = 9, 45
+    x = torch.rand(shape).mul(9).exp().add(16).round()
+    x[0, ::2] += 0.25
+    log_mu, log_theta = torch.rand(shape) * 14 - 4, torch.rand(shape) * 14 - 6
+    x[1::3, 5], log_mu[::3, 7], log_theta[::3, 9] = 3e6, 40.0, 18.0
+    # Near the mean, where the terms of a cost are largest beside their sum.
+    log_mu[2] = (x[2] * (1 + 0.03 * torch.randn(45))).log()
+    z = torch.randn(shape) * 4 if inflated else None
+    target = sv.CSRBatch.from_dense(x)
+    got, wanted = [], []
+    for dtype, out in ((torch.float32, got), (torch.float64, wanted)):
+        given = [t.to(dtype).requires_grad_() for t in (log_mu, log_theta, z) if t is not None]
+        op = sv.functional.negative_binomial_nll
+        if inflated:
+            op = sv.functional.zero_inflated_negative_binomial_nll
+        nll = op(given[0], target, *given[1:], reduction="none")
+        out += [nll.detach(), *torch.autograd.grad(nll.sum(), given)]
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("inflated", [False, True])
+def test_gradients_written_past_the_caches_are_the_same(inflated):
+    """From 8 MiB on; the second half of the rows, whose gradients are small enough not to be."""
+    p = Problem(50, 43_021, inflated=inflated, per_cell=True, density=0.02)
+    whole, half = (results(q) for q in (p, p.rows(25, 50)))
+    assert p.log_mu.nbytes >= 8 << 20
+    for one, other in zip(whole, half, strict=True):
+        assert one is other is None or torch.equal(one[25:], other)
+
+
 def test_a_mean_of_zero(device):
     log_mu = torch.tensor([[-torch.inf, -torch.inf, 0.0]], device=device)
     theta, z = torch.zeros(3, device=device), torch.zeros(1, 3, device=device)
@@ -276,6 +310,7 @@ AGAIN = (
     "        p = t.Problem(5, 1100, dtype, inflated=form[0], library=form[1])\n"
     "        t.compare(t.results(p), p)\n"
     "t.test_extreme_cells_against_mpmath(torch.float32, True)\n"
+    "t.test_large_counts_side_by_side(True)\n"
     "print('same')\n"
 )
 

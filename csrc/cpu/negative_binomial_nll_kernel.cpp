@@ -16,7 +16,7 @@
 #include "contiguous.h"
 #include "isa/negative_binomial_nll_isa.h"
 #include "memory.h"
-#include "nll_loops_of.h"
+#include "nll_common.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -87,6 +87,7 @@ struct Gradients {
   acc_t* log_theta = nullptr;
   scalar_t* zero_logits = nullptr;
   acc_t* library = nullptr;
+  bool past_caches = false;  // log_mu and zero_logits are written past them
 };
 
 template <typename scalar_t, typename index_t>
@@ -153,6 +154,7 @@ class Work {
         acc_t shift = library_ ? std::log(library_[r]) - logsumexp[r] : acc_t(0);
         NllPiece<scalar_t> p = piece_of(r, piece, shift, places);
         p.weight = out.of_nll[r];
+        p.past_caches = out.past_caches;
         if (out.zero_logits) p.grad2 = out.zero_logits + at;
         if (summed) p.grad_log_theta = theta_sums.data() + block * cols_ + first;
         if (out.log_theta && !shared_theta_) {
@@ -307,6 +309,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     if (wants_log_theta) out.log_theta = static_cast<acc_t*>(grad_log_theta.data_ptr());
     if (wants_zero_logits && zero_logits)
       out.zero_logits = static_cast<scalar_t*>(grad_zero_logits.data_ptr());
+    out.past_caches = past_caches(wants_log_mu ? grad_log_mu : grad_zero_logits);
     if (wants_library) out.library = static_cast<acc_t*>(grad_library.data_ptr());
     work.backward(data<acc_t>(logsumexp), out);
   });

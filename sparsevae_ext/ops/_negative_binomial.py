@@ -282,11 +282,11 @@ class _NegativeBinomialBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
+        ctx.op = OP if inputs[3] is None else ZERO_INFLATED_OP
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        no_double_backward(OP)
+        no_double_backward(ctx.op)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -50,6 +51,20 @@ class Problem:
     def target(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parts of the target."""
         return self.crow, self.col, self.values
+
+    def rows(self, first: int, last: int) -> Problem:
+        """The same without the other rows."""
+        part = copy.copy(self)
+        entries = slice(int(self.crow[first]), int(self.crow[last]))
+        part.crow = self.crow[first : last + 1] - self.crow[first]
+        part.col, part.values = self.col[entries], self.values[entries]
+        part.where = self.where[0][entries] - first, self.where[1][entries]
+        for name in ("log_mu", "zero_logits", "library", "grad"):
+            tensor = getattr(self, name)
+            setattr(part, name, None if tensor is None else tensor[first:last])
+        if self.log_theta.dim() == 2:
+            part.log_theta = self.log_theta[first:last]
+        return part
 
     def dense(self) -> list[Tensor | None]:
         """log_mu, log_theta, zero_logits, library."""

@@ -11,11 +11,6 @@
 
 namespace sparsevae::SPARSEVAE_ISA {
 
-template <typename acc_t>
-struct Cells {
-  typename Simd<acc_t>::vec_t nll, in_l, in_t, in_z;
-};
-
 // Integral counts up to here are computed by products.
 constexpr float kSmallCount = 16.f;
 
@@ -63,14 +58,14 @@ inline F32 minus_log(F32 y, F32 total) {
   return -log_of_parts(near ? splat(0.f) : exponent, near ? -y : f);
 }
 
-// e^-d and 1 - e^-d for d >= 0.
+// e^-d and 1 - e^-d for d >= 0, the second to some units in the last place however small d is: for
+// a d that is not reduced the power is 1 and falls out.
 inline void exp_and_rest(F32 d, F32* e, F32* rest) {
-  const F32 x = greatest(splat(-105.f), -d);
   F32 n;
-  const F32 p = reduced_expm1(x, &n);
-  *e = scaled(p + 1.f, n);
-  const F32 m = x < -26.f ? splat(-1.f) : expm1_of(p, greatest(splat(-100.f), n));
-  *rest = d < 1e-8f ? d : -m;
+  const F32 p = reduced_expm1(greatest(splat(-105.f), -d), &n);
+  const F32 power = scaled(splat(1.f), n);
+  *e = fmadd(power, p, power);
+  *rest = fmadd(-power, p, 1.f - power);
 }
 
 }  // namespace math
@@ -86,83 +81,77 @@ struct Logistic {
 
   template <bool kSlopes>
   [[gnu::always_inline]] static inline Logistic of(F32 a) {
-    const F32 e = exp(-abs(a)), one = splat(1.f);
+    const F32 e = exp_of_negative(minus_abs(a));
     Logistic r;
     r.above = a > 0.f;
     F32 w;  // log(1 + e) = 2 artanh(w)
     if constexpr (kSlopes) {
       const F32 first = e + 1.f, second = e + 2.f, inverse = math::reciprocal(first * second);
       w = e * first * inverse;
-      r.slope = (r.above ? one : e) * second * inverse;
-      r.below = (r.above ? e : one) * second * inverse;
+      const F32 larger = second * inverse, smaller = e * larger;  // sigmoid(|a|), sigmoid(-|a|)
+      r.slope = r.above ? larger : smaller;
+      r.below = r.above ? smaller : larger;
     } else {
       w = e * math::reciprocal(e + 2.f);
     }
     const F32 square = w * w, twice = w + w;
-    const F32 rest = twice * square * math::artanh_rest(square);
-    r.log1p = twice + rest;
-    r.plus = (a < 0.f ? splat(0.f) : a) + r.log1p;
+    const F32 cube = twice * square, series = math::artanh_rest(square);
+    r.log1p = fmadd(cube, series, twice);
+    r.plus = greatest(splat(0.f), a) + r.log1p;
     if constexpr (kSlopes)  // for a < 0, 2 w - slope = slope w
-      r.difference = rest + (r.above ? (a - r.slope) + twice : r.slope * w);
+      r.difference = fmadd(cube, series, r.above ? (a - r.slope) + twice : r.slope * w);
     return r;
   }
 };
 
-// The cells of zeros whose probability is so small that it has to be taken from logarithms. Not
-// inline: written lane by lane, the vectors would live in memory.
-[[gnu::noinline]] inline Cells<float> with_faint_zeros(Cells<float> cells, I32 faint, F32 l, F32 t,
-                                                       F32 z) {
-  for (int64_t i = 0; i < SimdF32::kWidth; ++i) {
-    if (!faint[i]) continue;
-    const exact::Cell cell = exact::inflated_zero_cell(l[i], t[i], z[i]);
-    cells.nll[i] = static_cast<float>(cell.nll);
-    cells.in_l[i] = static_cast<float>(cell.in_l);
-    cells.in_t[i] = static_cast<float>(cell.in_t);
-    cells.in_z[i] = static_cast<float>(cell.in_z);
-  }
-  return cells;
-}
-
-// Inlined: a call would take its results through memory and load every constant again.
-template <bool kInflated, bool kGradient>
-[[gnu::always_inline]] inline Cells<float> zero_cells(F32 l, F32 t, F32 theta, F32 z) {
+// A zero without inflation.
+template <bool kGradient>
+inline CellVectors<float> zero_cells(F32 l, F32 t, F32 theta) {
   const Logistic a = Logistic::of<kGradient>(l - t);
-  const F32 d = theta * a.plus;
-  Cells<float> cells{};
-  cells.nll = d;
+  CellVectors<float> cells{};
+  cells.nll = theta * a.plus;
   if constexpr (kGradient) {
     cells.in_l = theta * a.slope;
     cells.in_t = theta * a.difference;
   }
-  if constexpr (!kInflated) return cells;
-
-  // y = 1 - T, where T = pi + (1 - pi) e^-d is the probability of a zero.
-  const F32 ez = exp(-abs(z)), one = splat(1.f), inverse = math::reciprocal(ez + 1.f);
-  const I32 positive = z > 0.f;
-  const F32 pi = (positive ? one : ez) * inverse, rest = (positive ? ez : one) * inverse;
-  F32 ed, from_one;
-  math::exp_and_rest(d, &ed, &from_one);
-  const F32 y = rest * from_one, total = fmadd(rest, ed, pi);
-  cells.nll = math::minus_log(y, total);
-  if constexpr (kGradient) {
-    const F32 over = math::reciprocal(total);
-    const F32 share = rest * ed * over;  // of the negative binomial in this zero
-    const I32 none = share == 0.f;
-    cells.in_l = none ? share : share * cells.in_l;
-    cells.in_t = none ? share : share * cells.in_t;
-    cells.in_z = -(pi * y * over);
-  }
-  // Below, T and soon pi have no digits left; a nan passes here too.
-  const I32 faint = ~(total >= 1e-30f);
-  if (math::any(faint)) [[unlikely]]
-    cells = with_faint_zeros(cells, faint, l, t, z);
   return cells;
 }
 
+// Below, the probability of a zero and soon pi have no digits left.
+constexpr float kFaint = 1e-30f;
+
+// A zero under inflation, from d, its cost without.
+struct InflatedZeros {
+  F32 total;  // T = pi + (1 - pi) e^-d, its probability
+  F32 y;      // 1 - T
+  F32 share;  // of the negative binomial in T
+  F32 in_z;
+
+  template <bool kGradient>
+  static inline InflatedZeros of(F32 d, F32 z) {
+    const F32 ez = exp_of_negative(minus_abs(z));
+    const F32 larger = math::reciprocal(ez + 1.f), smaller = ez * larger;
+    const I32 positive = z > 0.f;
+    const F32 pi = positive ? larger : smaller, rest = positive ? smaller : larger;
+    F32 ed, from_one;
+    math::exp_and_rest(d, &ed, &from_one);
+    InflatedZeros r;
+    const F32 counted = rest * ed;
+    r.y = rest * from_one;
+    r.total = pi + counted;
+    if constexpr (kGradient) {
+      const F32 over = math::reciprocal(r.total);
+      r.share = counted * over;
+      r.in_z = -(pi * over) * r.y;
+    }
+    return r;
+  }
+};
+
 // Counts in 1, 2 ... kSmallCount.
 template <bool kInflated, bool kGradient>
-inline Cells<float> small_count_cells(F32 x, F32 l, F32 t, F32 theta, F32 z) {
-  const Logistic a = Logistic::of<true>(l - t);
+inline CellVectors<float> small_count_cells(F32 x, F32 l, F32 t, F32 theta, F32 z) {
+  const Logistic a = Logistic::of<kGradient>(l - t);
   // Gamma(x + theta) / (Gamma(theta) Gamma(x + 1)) as the product of (theta + i) / (i + 1), or from
   // theta = 1 on of (1 + i / theta) / (i + 1), without theta^x: neither can overflow.
   const F32 one = splat(1.f);
@@ -180,15 +169,16 @@ inline Cells<float> small_count_cells(F32 x, F32 l, F32 t, F32 theta, F32 z) {
   }
   // x softplus(-a), less x log theta where the product is without it.
   const F32 from = large ? -(a.above ? t : l) : (a.above ? splat(0.f) : t - l);
-  Cells<float> cells{};
+  CellVectors<float> cells{};
   cells.nll = fmadd(theta, a.plus, fmadd(x, a.log1p + from, -log(product)));
   if constexpr (kGradient) {
     cells.in_l = theta * a.slope - x * a.below;
     cells.in_t = theta * a.difference - x * a.slope + slope / product;
   }
   if constexpr (kInflated) {
-    cells.nll = cells.nll + softplus(z);
-    if constexpr (kGradient) cells.in_z = sigmoid(z);
+    const Logistic inflation = Logistic::of<kGradient>(z);
+    cells.nll = cells.nll + inflation.plus;
+    if constexpr (kGradient) cells.in_z = inflation.slope;
   }
   return cells;
 }
@@ -198,20 +188,9 @@ inline exact::Cell any_count_cell(double x, double l, double t, double z) {
   return kInflated ? exact::inflated_count_cell(x, l, t, z) : exact::count_cell(x, l, t);
 }
 
-// ---- double ------------------------------------------------------------------------------------
-
-template <bool kInflated, bool kGradient>
-inline Cells<double> zero_cells(F64 l, F64 t, F64, F64 z) {
-  Cells<double> cells{};
-  for (int64_t i = 0; i < Simd<double>::kWidth; ++i) {
-    const exact::Cell cell =
-        kInflated ? exact::inflated_zero_cell(l[i], t[i], z[i]) : exact::zero_cell(l[i], t[i]);
-    cells.nll[i] = cell.nll;
-    cells.in_l[i] = cell.in_l;
-    cells.in_t[i] = cell.in_t;
-    cells.in_z[i] = cell.in_z;
-  }
-  return cells;
+template <bool kInflated>
+inline exact::Cell any_zero_cell(double l, double t, double z) {
+  return kInflated ? exact::inflated_zero_cell(l, t, z) : exact::zero_cell(l, t);
 }
 
 }  // namespace sparsevae::SPARSEVAE_ISA

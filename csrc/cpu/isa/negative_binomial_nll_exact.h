@@ -168,3 +168,13 @@ inline Cell inflated_count_cell(double x, double l, double t, double z) {
 }
 
 }  // namespace sparsevae::SPARSEVAE_ISA::exact
+
+namespace sparsevae::SPARSEVAE_ISA {
+
+// A vector of cells.
+template <typename acc_t>
+struct CellVectors {
+  typename Simd<acc_t>::vec_t nll, in_l, in_t, in_z;
+};
+
+}  // namespace sparsevae::SPARSEVAE_ISA

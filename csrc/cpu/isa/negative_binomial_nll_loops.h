@@ -7,22 +7,10 @@
 // each cell's cost and gradient is rounded once.
 #pragma once
 
-#include "negative_binomial_nll_cells.h"
+#include "negative_binomial_nll_blocks.h"
 #include "negative_binomial_nll_isa.h"
-#include "nll_blocks.h"
 
 namespace sparsevae::SPARSEVAE_ISA {
-
-constexpr int64_t kBlockCols = 1024;
-
-template <typename acc_t>
-struct CellBuffers {
-  alignas(64) acc_t nll[kBlockCols];
-  alignas(64) acc_t in_l[kBlockCols];
-  alignas(64) acc_t in_t[kBlockCols];
-  alignas(64) acc_t in_z[kBlockCols];
-  alignas(64) acc_t theta[kBlockCols];
-};
 
 // The sum in double of the first n numbers, in an order that depends on n alone.
 template <typename acc_t>
@@ -35,131 +23,28 @@ inline double block_sum(const acc_t* x, int64_t n) {
   return sum.total();
 }
 
-// The cells at `i` of the block at column `first` as zeros; n >= kWidth or what is left.
-template <bool kInflated, bool kValue, bool kGradient, typename scalar_t, typename acc_t>
-inline void zero_vector(const NllPiece<scalar_t>& p, int64_t first, int64_t i, int64_t n,
-                        const acc_t* theta, CellBuffers<acc_t>& out) {
+// out = weight * cells for a block; past the caches where asked for and `out` is on a line.
+template <typename acc_t, typename out_t>
+inline void put_block(const acc_t* cells, acc_t weight, int64_t n, out_t* out, bool past_caches) {
   using A = Simd<acc_t>;
-  const auto l = load_upto(p.x + first + i, n) + splat(p.shift);
-  const auto t = load_upto(p.log_theta + first + i, n);
-  auto z = splat(acc_t(0));
-  if constexpr (kInflated) z = load_upto(p.x2 + first + i, n);
-  const auto cells = zero_cells<kInflated, kGradient>(l, t, load_upto(theta + i, n), z);
-  if constexpr (kValue) A::store(out.nll + i, cells.nll);
-  if constexpr (kGradient) {
-    A::store(out.in_l + i, cells.in_l);
-    A::store(out.in_t + i, cells.in_t);
-    if constexpr (kInflated) A::store(out.in_z + i, cells.in_z);
-  }
-}
-
-template <bool kInflated, bool kValue, bool kGradient, typename scalar_t, typename acc_t>
-inline void zero_block(const NllPiece<scalar_t>& p, int64_t first, int64_t n, const acc_t* theta,
-                       CellBuffers<acc_t>& out) {
-  constexpr int64_t kWidth = Simd<scalar_t>::kWidth;
+  const auto w = splat(weight);
+  const bool stream = past_caches && reinterpret_cast<uintptr_t>(out) % 64 == 0;
   int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth)
-    zero_vector<kInflated, kValue, kGradient>(p, first, i, kWidth, theta, out);
-  if (i < n) zero_vector<kInflated, kValue, kGradient>(p, first, i, n - i, theta, out);
+  if (stream)
+    for (; i + A::kWidth <= n; i += A::kWidth) store_past(out + i, A::load(cells + i) * w);
+  for (; i + A::kWidth <= n; i += A::kWidth) Simd<out_t>::store(out + i, A::load(cells + i) * w);
+  if (i < n) store_part(out + i, A::load(cells + i) * w, n - i);
 }
 
-template <bool kInflated, bool kValue, bool kGradient, typename acc_t>
-inline void put_cell(const exact::Cell& cell, int64_t at, CellBuffers<acc_t>& out) {
-  if constexpr (kValue) out.nll[at] = static_cast<acc_t>(cell.nll);
-  if constexpr (kGradient) {
-    out.in_l[at] = static_cast<acc_t>(cell.in_l);
-    out.in_t[at] = static_cast<acc_t>(cell.in_t);
-    if constexpr (kInflated) out.in_z[at] = static_cast<acc_t>(cell.in_z);
-  }
-}
-
-// The cell of entry e, of any count. A stored zero is a zero and stays one.
-template <bool kInflated, bool kValue, bool kGradient, typename scalar_t, typename acc_t>
-inline void any_count(const NllPiece<scalar_t>& p, int64_t first, int64_t e,
-                      CellBuffers<acc_t>& out) {
-  const double x = p.value[e];
-  if (x == 0) return;
-  const int64_t column = p.at[e];
-  const double l = static_cast<double>(to_acc(p.x[column]) + p.shift), t = p.log_theta[column];
-  double z = 0;
-  if constexpr (kInflated) z = to_acc(p.x2[column]);
-  put_cell<kInflated, kValue, kGradient>(any_count_cell<kInflated>(x, l, t, z), column - first,
-                                         out);
-}
-
-// Entries [e, e + n), n <= the vectors' width, by vectors where their counts are small.
-template <bool kInflated, bool kValue, bool kGradient, typename scalar_t>
-inline void count_vector(const NllPiece<scalar_t>& p, int64_t first, int64_t e, int64_t n,
-                         const float* theta, CellBuffers<float>& out) {
-  using S = Simd<float>;
-  constexpr int64_t kWidth = S::kWidth;
-  const F32 one = splat(1.f), x = load_upto(p.value + e, n);
-  const I32 small = (x >= 1.f) & (x <= kSmallCount) & (math::nearest(x) == x);
-  alignas(64) float l[kWidth] = {}, t[kWidth] = {}, th[kWidth], z[kWidth] = {};
-  S::store(th, one);
-  const int32_t* at = p.at + e;
-  for (int64_t k = 0; k < n; ++k) {
-    l[k] = to_acc(p.x[at[k]]);
-    t[k] = p.log_theta[at[k]];
-    th[k] = theta[at[k] - first];
-    if constexpr (kInflated) z[k] = to_acc(p.x2[at[k]]);
-  }
-  const Cells<float> cells = small_count_cells<kInflated, kGradient>(
-      small ? x : one, S::load(l) + splat(p.shift), S::load(t), S::load(th), S::load(z));
-  alignas(64) float nll[kWidth], in_l[kWidth], in_t[kWidth], in_z[kWidth];
-  alignas(64) float is_small[kWidth];
-  if constexpr (kValue) S::store(nll, cells.nll);
-  if constexpr (kGradient) {
-    S::store(in_l, cells.in_l);
-    S::store(in_t, cells.in_t);
-    if constexpr (kInflated) S::store(in_z, cells.in_z);
-  }
-  const bool some_are_not = n < kWidth || math::any(~small);
-  if (some_are_not) S::store(is_small, small ? one : splat(0.f));
-  for (int64_t k = 0; k < n; ++k) {
-    if (some_are_not && is_small[k] == 0.f) {
-      any_count<kInflated, kValue, kGradient>(p, first, e + k, out);
-      continue;
-    }
-    const int64_t place = at[k] - first;
-    if constexpr (kValue) out.nll[place] = nll[k];
-    if constexpr (kGradient) {
-      out.in_l[place] = in_l[k];
-      out.in_t[place] = in_t[k];
-      if constexpr (kInflated) out.in_z[place] = in_z[k];
-    }
-  }
-}
-
-// The cells of entries [begin, end), whose places lie in the block at `first`, as counts.
-template <bool kInflated, bool kValue, bool kGradient, typename scalar_t, typename acc_t>
-inline void count_block(const NllPiece<scalar_t>& p, int64_t first, int64_t begin, int64_t end,
-                        const acc_t* theta, CellBuffers<acc_t>& out) {
-  if constexpr (sizeof(acc_t) == sizeof(float)) {
-    constexpr int64_t kWidth = SimdF32::kWidth;
-    for (int64_t e = begin; e < end; e += kWidth)
-      count_vector<kInflated, kValue, kGradient>(p, first, e, end - e < kWidth ? end - e : kWidth,
-                                                 theta, out);
-  } else {
-    for (int64_t e = begin; e < end; ++e) any_count<kInflated, kValue, kGradient>(p, first, e, out);
-  }
-}
-
-// out = weight * cells for a block, or out += weight * cells.
-template <bool kAdd, typename acc_t, typename out_t>
-inline void put_block(const acc_t* cells, acc_t weight, int64_t n, out_t* out) {
+// out += weight * cells for a block.
+template <typename acc_t>
+inline void add_block(const acc_t* cells, acc_t weight, int64_t n, acc_t* out) {
   using A = Simd<acc_t>;
   const auto w = splat(weight);
   int64_t i = 0;
-  for (; i + A::kWidth <= n; i += A::kWidth) {
-    auto v = A::load(cells + i) * w;
-    if constexpr (kAdd) v = v + Simd<out_t>::load(out + i);
-    Simd<out_t>::store(out + i, v);
-  }
-  if (i == n) return;
-  auto v = A::load(cells + i) * w;
-  if constexpr (kAdd) v = v + load_part(out + i, n - i);
-  store_part(out + i, v, n - i);
+  for (; i + A::kWidth <= n; i += A::kWidth)
+    A::store(out + i, A::load(cells + i) * w + A::load(out + i));
+  if (i < n) store_part(out + i, A::load(cells + i) * w + load_part(out + i, n - i), n - i);
 }
 
 template <bool kInflated, bool kValue, bool kGradient, typename scalar_t>
@@ -168,8 +53,13 @@ inline double run(const NllPiece<scalar_t>& p) {
   CellBuffers<acc_t> cells;
   double total = 0;
   int64_t entry = 0;
-  for (int64_t first = 0; first < p.cols; first += kBlockCols) {
-    const int64_t n = p.cols - first < kBlockCols ? p.cols - first : kBlockCols;
+  // The value's bits must not depend on where the gradient lies.
+  const bool past_caches = kGradient && !kValue && p.past_caches;
+  const int64_t head = past_caches ? columns_to_line(p.grad ? p.grad : p.grad2) : 0;
+  int64_t n = 0;
+  for (int64_t first = 0; first < p.cols; first += n) {
+    const int64_t wanted = first == 0 && head > 0 ? head : kBlockCols;
+    n = p.cols - first < wanted ? p.cols - first : wanted;
     const acc_t* theta = p.theta ? p.theta + first : cells.theta;
     if (!p.theta) {
       for (int64_t i = 0; i < n; i += Simd<acc_t>::kWidth)
@@ -182,13 +72,14 @@ inline double run(const NllPiece<scalar_t>& p) {
     entry = end;
     if constexpr (kValue) total += block_sum(cells.nll, n);
     if constexpr (kGradient) {
-      if (p.grad) put_block<false>(cells.in_l, p.weight, n, p.grad + first);
-      if (p.wide_grad) put_block<false>(cells.in_l, p.weight, n, p.wide_grad + first);
+      if (p.grad) put_block(cells.in_l, p.weight, n, p.grad + first, past_caches);
+      if (p.wide_grad) put_block(cells.in_l, p.weight, n, p.wide_grad + first, false);
       if (p.grad_sum) *p.grad_sum += static_cast<double>(p.weight) * block_sum(cells.in_l, n);
-      if (p.grad_log_theta) put_block<true>(cells.in_t, p.weight, n, p.grad_log_theta + first);
-      if (kInflated && p.grad2) put_block<false>(cells.in_z, p.weight, n, p.grad2 + first);
+      if (p.grad_log_theta) add_block(cells.in_t, p.weight, n, p.grad_log_theta + first);
+      if (kInflated && p.grad2) put_block(cells.in_z, p.weight, n, p.grad2 + first, past_caches);
     }
   }
+  finish_past(past_caches);
   return total;
 }
 

@@ -29,6 +29,7 @@ inline F64 fmadd(F64 a, F64 b, F64 c) { return Simd<double>::fmadd(a, b, c); }
 
 inline F32 abs(F32 x) { return (F32)((I32)x & 0x7fffffff); }
 inline F64 abs(F64 x) { return (F64)((I64)x & 0x7fffffffffffffff); }
+inline F32 minus_abs(F32 x) { return (F32)((I32)x | INT32_MIN); }
 // The magnitude of a, which must not be negative, with the sign of s.
 inline F32 with_sign_of(F32 a, F32 s) { return (F32)((I32)a | ((I32)s & INT32_MIN)); }
 
@@ -94,9 +95,10 @@ inline F32 scaled(F32 y, F32 n) {
 
 // x = n ln 2 + r with |r| <= ln 2 / 2: e^r - 1, and n. The coefficients are those of Cephes' expf.
 inline F32 reduced_expm1(F32 x, F32* n) {
-  *n = nearest(x * 1.44269504088896341f);
-  F32 r = fmadd(-*n, splat(kLn2High), x);
-  r = fmadd(-*n, splat(kLn2Low), r);
+  const F32 magic = splat(12582912.f);  // as in nearest()
+  *n = fmadd(x, splat(1.44269504088896341f), magic) - magic;
+  F32 r = fmadd(*n, splat(-kLn2High), x);
+  r = fmadd(*n, splat(-kLn2Low), r);
   F32 p = splat(1.9875691500e-4f);
   p = fmadd(p, r, splat(1.3981999507e-3f));
   p = fmadd(p, r, splat(8.3334519073e-3f));
@@ -113,6 +115,13 @@ inline F32 exp(F32 x) {
   x = greatest(splat(-105.f), least(splat(89.f), x));
   F32 n;
   const F32 p = math::reduced_expm1(x, &n);
+  return math::scaled(p + 1.f, n);
+}
+
+// e^x for x <= 0.
+inline F32 exp_of_negative(F32 x) {
+  F32 n;
+  const F32 p = math::reduced_expm1(greatest(splat(-105.f), x), &n);
   return math::scaled(p + 1.f, n);
 }
 
