@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from . import data, functional, models, nn
+from . import data, functional, models, nn, optim
 from ._info import info
 from .data import CSRBatch, sparsity_report
 
@@ -19,6 +19,7 @@ __all__ = [
     "info",
     "models",
     "nn",
+    "optim",
     "sparsity_report",
 ]
 

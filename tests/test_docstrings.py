@@ -37,7 +37,7 @@ def test_examples(name):
 
 
 @pytest.mark.parametrize(
-    "module", [sv.functional, sv.nn, sv.models, sv.data], ids=lambda m: m.__name__
+    "module", [sv.functional, sv.nn, sv.models, sv.data, sv.optim], ids=lambda m: m.__name__
 )
 def test_everything_public_is_documented_with_an_example(module):
     assert module.__all__

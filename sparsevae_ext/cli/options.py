@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from ..train.optimizers import OPTIMIZERS
 from . import commands as run
 from .values import at_least, number, row_list, several
 
@@ -134,6 +135,11 @@ def _add_training(add: Any) -> None:
     add("--batch-size", type=at_least(1), help="rows per step (default: 500)")
     add("--lr", type=number(0, open_low=True), help="Adam's learning rate (default: 0.001)")
     add("--weight-decay", type=number(0), help="L2 penalty on the weights (default: 0)")
+    add(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        help="adam, or row-adam: AdamW at the cost of the columns in a batch (default: adam)",
+    )
     add("--seed", type=at_least(0), help="of weights, row split, order and noise (default: 0)")
     add(
         "--test-fraction",

@@ -10,11 +10,13 @@ from torch.nn import functional as dense_functional
 
 from .. import functional
 from ..data import CSRBatch
+from ..ops.csr_linear_tapped import csr_linear_tapped
+from ..ops.row_source import RowTapped, row_tap
 
 __all__ = ["CSRLinear"]
 
 
-class CSRLinear(nn.Linear):
+class CSRLinear(RowTapped, nn.Linear):
     r"""Linear layer :math:`y = X W^T + b` over sparse rows; a drop-in for ``nn.Linear``.
 
     Parameters, initialisation (equal seeds give equal weights), state_dict, ``repr`` and dtype or device
@@ -74,17 +76,29 @@ class CSRLinear(nn.Linear):
     def forward(self, input: CSRBatch | Tensor) -> Tensor:
         """Apply the layer to a sparse or dense batch."""
         if isinstance(input, CSRBatch):
-            return functional.csr_linear(input, self.weight, self.bias)
+            return self._sparse(input)
         if not isinstance(input, Tensor):
             raise TypeError(
                 "CSRLinear(): expected a CSRBatch, a sparse_csr tensor or a dense tensor, but got "
                 f"{type(input).__name__}"
             )
         if input.layout == torch.strided:
+            self.refresh_rows()
             return dense_functional.linear(input, self.weight, self.bias)
-        return functional.csr_linear(CSRBatch.from_torch(input), self.weight, self.bias)
+        return self._sparse(CSRBatch.from_torch(input))
+
+    def _sparse(self, x: CSRBatch) -> Tensor:
+        tap = row_tap(self, x)
+        if tap is None:
+            return functional.csr_linear(x, self.weight, self.bias)
+        return csr_linear_tapped(x, self.weight, self.bias, tap.leaf)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh_rows()
+        super()._save_to_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh_rows()  # steps that are still owed belong to the weight that goes
         super()._load_from_state_dict(*args, **kwargs)
         weight = self._parameters.get("weight")  # not there under a parametrization
         if weight is not None and not weight.t().is_contiguous():  # load_state_dict(assign=True)

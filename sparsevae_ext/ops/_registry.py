@@ -41,6 +41,8 @@ OPS = (
     "negative_binomial_nll_backward",
     "zero_inflated_negative_binomial_nll",
     "zero_inflated_negative_binomial_nll_backward",
+    "row_adam",
+    "row_adam_catch_up",
 )
 
 #: Ops whose CUDA form is the plain-torch one on purpose, with the reason.

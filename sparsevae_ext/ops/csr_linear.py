@@ -63,16 +63,7 @@ def csr_linear(x: CSRBatch, weight: Tensor, bias: Tensor | None = None) -> Tenso
         >>> csr_linear(x, torch.tensor([[1.0, 1.0, 1.0], [0.0, 5.0, 1.0]]))
         tensor([[3., 2.]])
     """
-    _check_arguments(x, weight, bias)
-    values, out_dtype = x.values, None
-    kind = weight.device.type
-    if not values.is_floating_point() and not values.is_complex():
-        values = values.to(weight.dtype)
-    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
-        out_dtype = torch.get_autocast_dtype(kind)
-        values = values.to(weight.dtype)
-        bias = None if bias is None else bias.to(weight.dtype)
-    _check_dtypes(values, weight, bias)
+    values, bias, out_dtype = resolve_arguments(x, weight, bias)
     if not use_kernel("csr_linear", weight):
         out = csr_linear_reference(x.with_values(values), weight, bias)
     elif no_derivative_wanted(values, weight, bias):
@@ -136,6 +127,23 @@ def csr_linear_weight_grad(x: CSRBatch, grad_output: Tensor) -> tuple[Tensor, Te
 
 
 # ---- checks ------------------------------------------------------------------------------------
+
+
+def resolve_arguments(
+    x: Any, weight: Any, bias: Any
+) -> tuple[Tensor, Tensor | None, torch.dtype | None]:
+    """Check the arguments; give values and bias in the weight's dtype, and the output's under autocast."""
+    _check_arguments(x, weight, bias)
+    values, out_dtype = x.values, None
+    kind = weight.device.type
+    if not values.is_floating_point() and not values.is_complex():
+        values = values.to(weight.dtype)
+    if torch.is_autocast_enabled(kind) and weight.dtype != torch.float64:
+        out_dtype = torch.get_autocast_dtype(kind)
+        values = values.to(weight.dtype)
+        bias = None if bias is None else bias.to(weight.dtype)
+    _check_dtypes(values, weight, bias)
+    return values, bias, out_dtype
 
 
 def _check_arguments(x: Any, weight: Any, bias: Any) -> None:

@@ -62,7 +62,7 @@ def fit(
         epochs: passes over the training rows, those of a resumed run included.
         batch_size: rows per step.
         lr: learning rate.
-        weight_decay: L2 penalty.
+        weight_decay: L2 penalty; decoupled (AdamW's) with "row-adam".
         anneal_fraction: share of all steps over which beta rises; 0 for a constant beta.
         seed: of the order of the rows, the noise and the validation split.
         optimizer: a name `optimizers.make_optimizer` knows.
@@ -73,7 +73,8 @@ def fit(
         out: directory for last.pt, best.pt (atomic, checksummed) and history.csv; None writes
             nothing.
         resume: continue from out/last.pt. On a CPU the result is bit-equal to that of a run that
-            was never interrupted. The model must be built like the first time; `epochs`,
+            was never interrupted (with "row-adam" to rounding, if it was interrupted within an
+            epoch). The model must be built like the first time; `epochs`,
             `patience`, `device`, `checkpoint_every` may differ. The annealing keeps the first
             run's plan.
         checkpoint_every: epochs between writes of last.pt; a better epoch, the last one and an

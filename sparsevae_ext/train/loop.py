@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import CSRBatch, CSRDataset, CSRLoader
+from ..optim import RowAdam
 from .checkpoint import CheckpointError, link_checkpoint, load_checkpoint, save_checkpoint
 from .history import History, Row, TensorBoardLog
 from .interrupts import Interrupted, StopSignals
@@ -260,6 +261,9 @@ class Run:
         self.batch = self.rows_done = 0
         self.seconds = self.waited = 0.0
         self.sums.zero_()
+        if isinstance(self.optimizer, RowAdam):
+            # Whether and when state is saved must not decide in which steps rows are caught up.
+            self.optimizer.sync()
         better = False
         if metrics:
             better = self.monitor.better(metrics[self.monitor.name], self.history.best_metric)

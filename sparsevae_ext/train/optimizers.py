@@ -6,9 +6,11 @@ from collections.abc import Iterable
 
 import torch
 
+from ..optim import RowAdam
+
 __all__ = ["OPTIMIZERS", "make_optimizer"]
 
-OPTIMIZERS = ("adam",)
+OPTIMIZERS = ("adam", "row-adam")
 
 
 def make_optimizer(
@@ -22,9 +24,11 @@ def make_optimizer(
 
     Args:
         parameters: what to train.
-        name: "adam", torch's fused Adam (Kingma and Ba 2015, 1412.6980).
+        name: "adam", torch's fused Adam (Kingma and Ba 2015, 1412.6980), or "row-adam", `optim.RowAdam`
+            in its exact mode: the same steps at the cost of the rows that a batch touches.
         lr: learning rate.
-        weight_decay: L2 penalty added to the gradient, as in torch.optim.Adam.
+        weight_decay: L2 penalty added to the gradient, as in torch.optim.Adam; with "row-adam"
+            decoupled from it, as in torch.optim.AdamW.
 
     Raises:
         ValueError: an unknown name, or a negative lr or weight_decay.
@@ -32,4 +36,6 @@ def make_optimizer(
     if name == "adam":
         # Fused: one pass over weight, gradient and both moments where the default makes a dozen.
         return torch.optim.Adam(list(parameters), lr=lr, weight_decay=weight_decay, fused=True)
+    if name == "row-adam":
+        return RowAdam(list(parameters), lr=lr, weight_decay=weight_decay)
     raise ValueError(f"make_optimizer(): expected one of {OPTIMIZERS}, but got {name!r}")

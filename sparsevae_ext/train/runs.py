@@ -116,6 +116,7 @@ def train_run(
         batch_size=settings.batch_size,
         lr=settings.lr,
         weight_decay=settings.weight_decay,
+        optimizer=settings.optimizer,
         anneal_fraction=settings.anneal_fraction,
         seed=settings.seed,
         valid_every=settings.valid_every,

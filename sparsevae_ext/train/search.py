@@ -250,6 +250,7 @@ def _one_run(
                 batch_size=settings.batch_size,
                 lr=settings.lr,
                 weight_decay=settings.weight_decay,
+                optimizer=settings.optimizer,
                 anneal_fraction=settings.anneal_fraction,
                 seed=settings.seed,
                 valid_every=settings.valid_every,

@@ -99,7 +99,7 @@ class RunSettings:
         alpha: of topic-vae: the Dirichlet prior's concentration.
         batch_key: where the data says which experimental batch a row comes from, see `data.read`.
         layer: of an .h5ad file, see `data.read`.
-        epochs, batch_size, lr, weight_decay, anneal_fraction, seed, valid_every: see `fit`.
+        epochs, batch_size, lr, weight_decay, optimizer, anneal_fraction, seed, valid_every: see `fit`.
         valid_fraction: share of rows for early stopping and the choice of the best epoch.
         test_fraction: share of rows for the final numbers.
 
@@ -132,6 +132,7 @@ class RunSettings:
     batch_size: int = 500
     lr: float = 1e-3
     weight_decay: float = 0.0
+    optimizer: str = "adam"
     anneal_fraction: float = 0.5
     seed: int = 0
     valid_every: int = 1

@@ -1,0 +1,65 @@
+// The inner loops of row_adam, as one table of functions per instruction set. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+#include "../../common/half.h"
+#include "../../common/row_gap.h"
+
+namespace sparsevae {
+
+template <typename scalar_t>
+struct RowAdamStep {
+  using acc_t = typename AccumulationOf<scalar_t>::type;
+  scalar_t* param;  // (N, width), as the moments
+  scalar_t* exp_avg;
+  scalar_t* exp_avg_sq;
+  const scalar_t* grad;  // (U, width)
+  int64_t width;
+  acc_t new1;         // 1 - beta1
+  acc_t beta2, new2;  // new2 = 1 - beta2
+  acc_t eps, step_size, root_scale, decay;
+};
+
+// The facts of one step, for the replay step by step.
+template <typename acc_t>
+struct RowAdamFacts {
+  acc_t step_size, root_scale, decay;
+};
+
+template <typename scalar_t>
+struct RowAdamCatchUp {
+  using acc_t = typename AccumulationOf<scalar_t>::type;
+  scalar_t* param;
+  scalar_t* exp_avg;
+  scalar_t* exp_avg_sq;
+  const RowAdamFacts<acc_t>* facts;  // one for each row of the table
+  int64_t width;
+  acc_t beta1, beta2, eps;
+  acc_t spread;  // kRowAdamSpread, or negative where the closed form may not be used
+};
+
+template <typename scalar_t>
+struct RowAdamLoops {
+  using acc_t = typename AccumulationOf<scalar_t>::type;
+  // Row row[u] of the table with row u of grad, for u in [first, last).
+  void (*step)(const RowAdamStep<scalar_t>&, const int64_t* row, int64_t first, int64_t last);
+  // Row row[u] with gap[u], for u in [0, n).
+  void (*catch_up)(const RowAdamCatchUp<scalar_t>&, const int64_t* row, const RowGap<acc_t>* gap,
+                   int64_t n);
+};
+
+struct RowAdamTable {
+  RowAdamLoops<float> f32;
+  RowAdamLoops<double> f64;
+  RowAdamLoops<bfloat16_bits> bf16;
+  RowAdamLoops<float16_bits> f16;
+};
+
+const RowAdamTable& row_adam_table_generic();
+#if defined(__x86_64__)
+const RowAdamTable& row_adam_table_avx2();
+const RowAdamTable& row_adam_table_avx512();
+#endif
+
+}  // namespace sparsevae

@@ -1,0 +1,139 @@
+// Definitions behind row_adam_isa.h; included once per instruction set with SPARSEVAE_ISA defined.
+#pragma once
+
+#include "../../common/simd.h"
+#include "row_adam_isa.h"
+#include "simd_math.h"
+
+namespace sparsevae::SPARSEVAE_ISA {
+
+// Whether some lane with a non-zero m has a spread that is not within the limit (a nan is not).
+template <typename V, typename A>
+inline bool any_beyond(V spread, A limit, V m) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(A) == 4)
+    return (_mm512_cmp_ps_mask(spread, _mm512_set1_ps(limit), _CMP_NLE_UQ) &
+            _mm512_cmp_ps_mask(m, _mm512_setzero_ps(), _CMP_NEQ_UQ)) != 0;
+  else
+    return (_mm512_cmp_pd_mask(spread, _mm512_set1_pd(limit), _CMP_NLE_UQ) &
+            _mm512_cmp_pd_mask(m, _mm512_setzero_pd(), _CMP_NEQ_UQ)) != 0;
+#elif defined(__AVX2__)
+  if constexpr (sizeof(A) == 4)
+    return _mm256_movemask_ps(
+               _mm256_and_ps(_mm256_cmp_ps(spread, _mm256_set1_ps(limit), _CMP_NLE_UQ),
+                             _mm256_cmp_ps(m, _mm256_setzero_ps(), _CMP_NEQ_UQ))) != 0;
+  else
+    return _mm256_movemask_pd(
+               _mm256_and_pd(_mm256_cmp_pd(spread, _mm256_set1_pd(limit), _CMP_NLE_UQ),
+                             _mm256_cmp_pd(m, _mm256_setzero_pd(), _CMP_NEQ_UQ))) != 0;
+#else
+  bool any = false;
+  for (unsigned i = 0; i < sizeof(V) / sizeof(A); ++i) any |= !(spread[i] <= limit) & (m[i] != 0);
+  return any;
+#endif
+}
+
+// The rows lie anywhere in memory: the next one is on its way while this one is worked on. Of what
+// does not fit here, the hardware has noticed by then that lines follow each other.
+template <typename T>
+inline void prefetch_row(const T* row, int64_t width) {
+  const char* at = reinterpret_cast<const char*>(row);
+  const int64_t bytes = width * static_cast<int64_t>(sizeof(T));
+  for (int64_t b = 0; b < bytes && b < 1024; b += 64) __builtin_prefetch(at + b, 1);
+}
+
+template <typename scalar_t>
+void step(const RowAdamStep<scalar_t>& a, const int64_t* row, int64_t first, int64_t last) {
+  using S = Simd<scalar_t>;
+  const auto new1 = splat(a.new1), beta2 = splat(a.beta2), new2 = splat(a.new2);
+  const auto eps = splat(a.eps), step_size = splat(a.step_size), scale = splat(a.root_scale);
+  const auto decay = splat(a.decay);
+  for (int64_t u = first; u < last; ++u) {
+    const int64_t at = row[u] * a.width;
+    if (u + 1 < last) {
+      prefetch_row(a.param + row[u + 1] * a.width, a.width);
+      prefetch_row(a.exp_avg + row[u + 1] * a.width, a.width);
+      prefetch_row(a.exp_avg_sq + row[u + 1] * a.width, a.width);
+    }
+    for (int64_t j = 0; j < a.width; j += S::kWidth) {
+      const int64_t left = a.width - j;
+      const auto g = load_upto(a.grad + u * a.width + j, left);
+      auto p = load_upto(a.param + at + j, left);
+      auto m = load_upto(a.exp_avg + at + j, left);
+      auto v = load_upto(a.exp_avg_sq + at + j, left);
+      m = fmadd(g - m, new1, m);
+      v = fmadd(g * g, new2, v * beta2);
+      p = p * decay - step_size * (m / fmadd(sqrt(v), scale, eps));
+      store_upto(a.param + at + j, p, left);
+      store_upto(a.exp_avg + at + j, m, left);
+      store_upto(a.exp_avg_sq + at + j, v, left);
+    }
+  }
+}
+
+// The steps one after the other: p after them, m and v as they would be by then.
+template <typename scalar_t, typename V, typename A>
+inline V replayed(const RowAdamCatchUp<scalar_t>& a, const RowGap<A>& gap, V p, V m, V v) {
+  for (int64_t s = gap.first; s < gap.first + gap.count; ++s) {
+    const RowAdamFacts<A> f = a.facts[s];
+    m = m * splat(a.beta1);
+    v = v * splat(a.beta2);
+    p = p * splat(f.decay) -
+        splat(f.step_size) * (m / fmadd(sqrt(v), splat(f.root_scale), splat(a.eps)));
+  }
+  return p * splat(gap.late);
+}
+
+template <typename scalar_t>
+void catch_up(const RowAdamCatchUp<scalar_t>& a, const int64_t* row,
+              const RowGap<typename RowAdamCatchUp<scalar_t>::acc_t>* gaps, int64_t n) {
+  using S = Simd<scalar_t>;
+  for (int64_t u = 0; u < n; ++u) {
+    const int64_t at = row[u] * a.width;
+    const auto& gap = gaps[u];
+    if (u + 1 < n) {
+      prefetch_row(a.param + row[u + 1] * a.width, a.width);
+      if (gaps[u + 1].count > 0) {
+        prefetch_row(a.exp_avg + row[u + 1] * a.width, a.width);
+        prefetch_row(a.exp_avg_sq + row[u + 1] * a.width, a.width);
+      }
+    }
+    const auto decay = splat(gap.decay);
+    if (gap.count == 0) {  // no moments
+      if (gap.decay == 1) continue;
+      for (int64_t j = 0; j < a.width; j += S::kWidth)
+        store_upto(a.param + at + j, load_upto(a.param + at + j, a.width - j) * decay, a.width - j);
+      continue;
+    }
+    const bool is_short = gap.count <= kRowAdamShortGap || a.spread < 0;
+    const auto sum = splat(gap.sum), mean = splat(gap.mean), variance = splat(gap.variance);
+    const auto power1 = splat(gap.power1), power2 = splat(gap.power2);
+    for (int64_t j = 0; j < a.width; j += S::kWidth) {
+      const int64_t left = a.width - j;
+      auto p = load_upto(a.param + at + j, left);
+      const auto m = load_upto(a.exp_avg + at + j, left);
+      const auto v = load_upto(a.exp_avg_sq + at + j, left);
+      const auto inverse = splat(typename S::acc_t(1)) / (sqrt(v) + mean);
+      const auto spread = variance * inverse * inverse;
+      if (is_short || any_beyond(spread, a.spread, m))
+        p = replayed(a, gap, p, m, v);
+      else
+        p = p * decay - sum * (m * inverse) * (spread + typename S::acc_t(1));
+      store_upto(a.param + at + j, p, left);
+      store_upto(a.exp_avg + at + j, m * power1, left);
+      store_upto(a.exp_avg_sq + at + j, v * power2, left);
+    }
+  }
+}
+
+template <typename scalar_t>
+inline constexpr RowAdamLoops<scalar_t> make_row_adam_loops() {
+  return {&step<scalar_t>, &catch_up<scalar_t>};
+}
+
+inline constexpr RowAdamTable make_row_adam_table() {
+  return {make_row_adam_loops<float>(), make_row_adam_loops<double>(),
+          make_row_adam_loops<bfloat16_bits>(), make_row_adam_loops<float16_bits>()};
+}
+
+}  // namespace sparsevae::SPARSEVAE_ISA

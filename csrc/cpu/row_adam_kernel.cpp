@@ -1,0 +1,188 @@
+// row_adam on the CPU: checks of the rows, threads; the loops are in isa/.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../common/csr_checks.h"
+#include "../common/dispatch.h"
+#include "../common/row_adam.h"
+#include "../ops/row_adam.h"
+#include "contiguous.h"
+#include "isa.h"
+#include "isa/row_adam_isa.h"
+#include "memory.h"
+#include "parallel.h"
+
+namespace sparsevae {
+namespace {
+
+// Rows whose gaps are worked out at a time: they stay in the first cache.
+constexpr int64_t kBlock = 64;
+
+const RowAdamTable& table() {
+#if defined(__x86_64__)
+  switch (cpu_isa()) {
+    case Isa::avx512:
+      return row_adam_table_avx512();
+    case Isa::avx2:
+      return row_adam_table_avx2();
+    default:
+      break;
+  }
+#endif
+  return row_adam_table_generic();
+}
+
+template <typename scalar_t>
+const RowAdamLoops<scalar_t>& loops() {
+  if constexpr (std::is_same_v<scalar_t, float>)
+    return table().f32;
+  else if constexpr (std::is_same_v<scalar_t, double>)
+    return table().f64;
+  else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>)
+    return table().bf16;
+  else
+    return table().f16;
+}
+
+// The rows, checked: inside the table, and each one after the one before it.
+std::vector<int64_t> checked_rows(const char* op, const Tensor& rows_in, int64_t n_rows) {
+  const Tensor rows = as_contiguous(rows_in);
+  std::vector<int64_t> out(rows.numel());
+  dispatch_index(op, rows, [&](auto index_type) {
+    using index_t = typename decltype(index_type)::type;
+    const auto* row = static_cast<const index_t*>(rows.data_ptr());
+    const int64_t n = rows.numel();
+    check_index(op, "row", row, n, "n_rows", n_rows);
+    bool ascends = true;
+    for (int64_t u = 0; u < n; ++u) {
+      out[u] = row[u];
+      ascends &= u == 0 || row[u] > row[u - 1];
+    }
+    if (ascends) return;
+    for (int64_t u = 1; u < n; ++u)
+      SPARSEVAE_CHECK(row[u] > row[u - 1], op, "(): expected rows to ascend, but position ", u,
+                      " holds ", row[u], " after ", row[u - 1]);
+  });
+  return out;
+}
+
+void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+              const std::optional<Tensor>& last_step, const Tensor& rows_in, const Tensor& grad_in,
+              int64_t step, double beta1, double beta2, double eps, double step_size,
+              double root_scale, double decay) {
+  const char* op = "row_adam";
+  check_row_adam(param, exp_avg, exp_avg_sq, last_step, rows_in, grad_in, step);
+  const std::vector<int64_t> rows = checked_rows(op, rows_in, param.size(0));
+  const Tensor grad = as_contiguous(grad_in);
+  const int64_t n = static_cast<int64_t>(rows.size()), width = param.size(1);
+  if (step == 1) {
+    // The moments have not been touched yet. Rows that lie all over a large table cost an address
+    // translation each.
+    for (const Tensor* moment : {&exp_avg, &exp_avg_sq})
+      advise_huge_pages(moment->data_ptr(), moment->numel() * moment->element_size());
+  }
+  dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    using acc_t = typename AccumulationOf<scalar_t>::type;
+    const RowAdamStep<scalar_t> args{static_cast<scalar_t*>(param.data_ptr()),
+                                     static_cast<scalar_t*>(exp_avg.data_ptr()),
+                                     static_cast<scalar_t*>(exp_avg_sq.data_ptr()),
+                                     static_cast<const scalar_t*>(grad.data_ptr()),
+                                     width,
+                                     static_cast<acc_t>(1 - beta1),
+                                     static_cast<acc_t>(beta2),
+                                     static_cast<acc_t>(1 - beta2),
+                                     static_cast<acc_t>(eps),
+                                     static_cast<acc_t>(step_size),
+                                     static_cast<acc_t>(root_scale),
+                                     static_cast<acc_t>(decay)};
+    const int64_t parts = parts_for(n * width);
+    parallel_parts(parts, [&](int64_t part) {
+      loops<scalar_t>().step(args, rows.data(), n * part / parts, n * (part + 1) / parts);
+    });
+  });
+  if (!last_step) return;
+  auto* last = static_cast<int32_t*>(last_step->data_ptr());
+  for (int64_t row : rows) last[row] = static_cast<int32_t>(step);
+}
+
+// The rows that owe something. Throws before anything has changed.
+std::vector<int64_t> owing_rows(const char* op, const std::optional<Tensor>& rows_in,
+                                const int32_t* last, int64_t n_rows, int64_t base, int64_t step,
+                                bool decays) {
+  std::vector<int64_t> owing;
+  auto look_at = [&](int64_t row, bool leave_fresh) {
+    const int64_t s = last[row];
+    if (s == step || (s == 0 && leave_fresh)) return;
+    SPARSEVAE_CHECK(s == 0 || (s >= base && s < step), op, "(): expected last_step in [", base,
+                    ", ", step, "] or 0, but got ", s, " for row ", row);
+    owing.push_back(row);
+  };
+  if (rows_in) {
+    for (int64_t row : checked_rows(op, *rows_in, n_rows)) look_at(row, false);
+  } else {
+    for (int64_t row = 0; row < n_rows; ++row) look_at(row, !decays);
+  }
+  return owing;
+}
+
+void row_adam_catch_up(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq,
+                       const Tensor& last_step, const std::optional<Tensor>& rows_in,
+                       const Tensor& facts_in, int64_t base, int64_t step, int64_t window,
+                       bool closed, double beta1, double beta2, double eps) {
+  const char* op = "row_adam_catch_up";
+  check_row_adam_catch_up(param, exp_avg, exp_avg_sq, last_step, rows_in, facts_in, base, step,
+                          window);
+  const int64_t newest = step - base, width = param.size(1);
+  const auto* facts = static_cast<const double*>(facts_in.data_ptr());
+  auto* last = static_cast<int32_t*>(last_step.data_ptr());
+  const bool decays = facts[newest * kRowAdamColumns + kLogDecay] != 0;
+  const std::vector<int64_t> rows =
+      owing_rows(op, rows_in, last, param.size(0), base, step, decays);
+  const int64_t n = static_cast<int64_t>(rows.size());
+  if (n == 0) return;
+  dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    using acc_t = typename AccumulationOf<scalar_t>::type;
+    std::vector<RowAdamFacts<acc_t>> short_facts(newest + 1);
+    for (int64_t i = 0; i <= newest; ++i) {
+      const double* row = facts + i * kRowAdamColumns;
+      short_facts[i] = {static_cast<acc_t>(row[kStepSize]), static_cast<acc_t>(row[kRootScale]),
+                        static_cast<acc_t>(row[kDecay])};
+    }
+    const RowAdamCatchUp<scalar_t> args{static_cast<scalar_t*>(param.data_ptr()),
+                                        static_cast<scalar_t*>(exp_avg.data_ptr()),
+                                        static_cast<scalar_t*>(exp_avg_sq.data_ptr()),
+                                        short_facts.data(),
+                                        width,
+                                        static_cast<acc_t>(beta1),
+                                        static_cast<acc_t>(beta2),
+                                        static_cast<acc_t>(eps),
+                                        closed ? static_cast<acc_t>(kRowAdamSpread) : acc_t(-1)};
+    const int64_t parts = parts_for(n * width);
+    parallel_parts(parts, [&](int64_t part) {
+      const int64_t end = n * (part + 1) / parts;
+      RowGap<acc_t> gaps[kBlock];
+      for (int64_t u = n * part / parts; u < end; u += kBlock) {
+        const int64_t count = std::min(kBlock, end - u);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t s = last[rows[u + i]];
+          gaps[i] = row_gap<acc_t>(facts, s == 0 ? 0 : s - base, newest, s == 0, window, eps);
+          last[rows[u + i]] = static_cast<int32_t>(step);
+        }
+        loops<scalar_t>().catch_up(args, rows.data() + u, gaps, count);
+      }
+    });
+  });
+}
+
+}  // namespace
+}  // namespace sparsevae
+
+STABLE_TORCH_LIBRARY_IMPL(sparsevae_ext, CPU, m) {
+  m.impl("row_adam", TORCH_BOX(&sparsevae::row_adam));
+  m.impl("row_adam_catch_up", TORCH_BOX(&sparsevae::row_adam_catch_up));
+}

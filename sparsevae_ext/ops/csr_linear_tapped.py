@@ -1,0 +1,111 @@
+"""csr_linear whose weight gradient goes, as rows, to a tap (see row_source.py) instead of the weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.batch import CSRBatch
+from ._registry import use_kernel
+from .csr_linear import (
+    _Backward,
+    _ValuesGrad,
+    csr_linear_reference,
+    csr_linear_weight_grad_rows_reference,
+    resolve_arguments,
+)
+
+__all__ = ["csr_linear_tapped"]
+
+
+def csr_linear_tapped(x: CSRBatch, weight: Tensor, bias: Tensor | None, tap: Tensor) -> Tensor:
+    """:func:`csr_linear`, differentiated with respect to the rows of the weight that the batch touches.
+
+    Args:
+        x: (B, N) prepared batch.
+        weight: (out, N); it gets no gradient.
+        bias: (out,) or None.
+        tap: (U, out) leaf whose values are not looked at; its gradient is that of the rows
+            ``x.index.features`` of the transposed weight.
+
+    Returns:
+        (B, out), as csr_linear.
+    """
+    values, bias, out_dtype = resolve_arguments(x, weight, bias)
+    assert x.index is not None
+    out = _CSRLinearTapped.apply(x.crow, x.col, values, weight.detach(), bias, tap, *x.index)
+    return out if out_dtype is None else out.to(out_dtype)
+
+
+class _CSRLinearTapped(torch.autograd.Function):
+    """The weight is saved only for the values' gradient: the optimizer changes it in place."""
+
+    @staticmethod
+    def forward(
+        crow: Tensor,
+        col: Tensor,
+        values: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tap: Tensor,
+        features: Tensor,
+        ptr: Tensor,
+        row: Tensor,
+        perm: Tensor,
+    ) -> Tensor:
+        if use_kernel("csr_linear", weight):
+            return torch.ops.sparsevae_ext.csr_linear.default(crow, col, values, weight, bias)
+        batch = CSRBatch._make(crow, col, values, weight.shape[1])
+        return csr_linear_reference(batch, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        crow, col, values, weight, _, _, _, ptr, row, perm = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            *(crow, col, values),
+            weight if ctx.needs_input_grad[2] else None,
+            *(ptr, row, perm),
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        crow, col, values, weight, ptr, row, perm = ctx.saved_tensors
+        grad_values = grad_bias = grad_tap = None
+        if grad is not None:
+            if ctx.needs_input_grad[2]:
+                grad_values = _values_grad(crow, col, weight, grad)
+            if ctx.needs_input_grad[4]:
+                grad_bias = grad.sum(0)
+            if ctx.needs_input_grad[5]:
+                grad_tap = _WeightGradRows.apply(ptr, row, perm, values, grad)
+        return None, None, grad_values, None, grad_bias, grad_tap, None, None, None, None
+
+
+class _WeightGradRows(_Backward):
+    """csr_linear_weight_grad_rows -> (U, out)."""
+
+    @staticmethod
+    def forward(ptr: Tensor, row: Tensor, perm: Tensor, values: Tensor, grad: Tensor) -> Tensor:
+        if use_kernel("csr_linear_weight_grad_rows", grad):
+            op = torch.ops.sparsevae_ext.csr_linear_weight_grad_rows.default
+            return op(ptr, row, perm, values, grad)
+        return csr_linear_weight_grad_rows_reference((ptr, ptr, row, perm), values, grad)
+
+
+class _PlainValuesGrad(_Backward):
+    """csr_linear_values_grad in plain torch -> (nnz,)."""
+
+    @staticmethod
+    def forward(crow: Tensor, col: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+        row = torch.repeat_interleave(crow.diff(), output_size=col.shape[0])
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        products = weight.t().index_select(0, col).to(wide) * grad.index_select(0, row).to(wide)
+        return products.sum(1).to(grad.dtype)
+
+
+def _values_grad(crow: Tensor, col: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
+    function = _ValuesGrad if use_kernel("csr_linear_values_grad", grad) else _PlainValuesGrad
+    return function.apply(crow, col, weight, grad)

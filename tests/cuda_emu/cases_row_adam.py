@@ -1,0 +1,152 @@
+"""Inputs for the row_adam ops and a float64 oracle, for any ops namespace and device.
+
+The oracle takes the steps one after the other, whatever the op does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Relative to the magnitude of what is added up. The closed form of many steps is as exact as a float32
+# step; a table of 16-bit numbers rounds at the end.
+ERROR = {torch.float64: 1e-6, torch.float32: 4e-6, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
+COLUMNS = 9
+
+
+def tables(rows: int, width: int, dtype: torch.dtype, tiny: bool = False) -> list[torch.Tensor]:
+    """param, m, v; with `tiny` some elements have a v near eps."""
+    p, m, v = torch.randn(rows, width), torch.randn(rows, width), torch.rand(rows, width)
+    scale = torch.full((rows, width), 0.1)
+    if tiny:
+        scale[:, ::3] = 1e-8
+        m[:, ::4] = 0
+    return [t.to(dtype) for t in (p, m * scale, (v + 0.1) * scale * scale)]
+
+
+def check_step(
+    ops: Any, n: int, width: int, dtype: torch.dtype, index: torch.dtype, keep: bool
+) -> None:
+    """row_adam on every third row."""
+    p, m, v = tables(n, width, dtype)
+    rows = torch.arange(n // 3, n, 3).to(index)
+    grad = torch.randn(len(rows), width).to(dtype)
+    last = torch.zeros(n, dtype=torch.int32) if keep else None
+    before = [t.double() for t in (p, m, v)]
+    b1, b2, eps, size, scale, decay = 0.9, 0.999, 1e-8, 0.02, 3.0, 0.99
+    ops.row_adam(p, m, v, last, rows, grad, 7, b1, b2, eps, size, scale, decay)
+    ep, em, ev = before
+    at = rows.long()
+    em[at] = b1 * em[at] + (1 - b1) * grad.double()
+    ev[at] = b2 * ev[at] + (1 - b2) * grad.double() ** 2
+    ep[at] = decay * ep[at] - size * em[at] / (scale * ev[at].sqrt() + eps)
+    for got, expected in ((p, ep), (m, em), (v, ev)):
+        close(got, expected, dtype)
+    if last is not None:
+        touched = torch.zeros(n, dtype=torch.int32)
+        touched[at] = 7
+        assert torch.equal(last, touched)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    """AssertionError unless equal to the precision of the dtype."""
+    error = (got.double() - expected).abs()
+    bound = ERROR[dtype] * (expected.abs() + (1e-2 if dtype.itemsize > 2 else 1e-1))
+    assert bool((error <= bound).all()), float((error / bound).max())
+
+
+def history(
+    steps: int, base: int, b1: float, b2: float, eps: float, wd: float, window: int
+) -> torch.Tensor:
+    """The table of common/row_gap.h, by its definition: sums over the steps of each gap."""
+    table = torch.zeros(steps + 1, COLUMNS, dtype=torch.float64)
+    lr = [0.0] + [0.01 * (1 + math.sin(i)) for i in range(1, steps + 1)]
+    table[0, 2] = 1
+    for i in range(1, steps + 1):
+        s = base + i
+        decay = 1 - lr[i] * wd
+        facts = (lr[i] / (1 - b1**s), 1 / math.sqrt(1 - b2**s), decay)
+        facts = (*facts, float(table[i - 1, 3]) + math.log(decay))
+        table[i, :4] = torch.tensor(facts, dtype=torch.float64)
+    for k in range(steps + 1):
+        table[k, 7], table[k, 8] = b1**k, b2**k
+    for start in range(steps):
+        end = min(steps, start + window)
+        i = torch.arange(start + 1, end + 1)
+        j = (i - start).double()
+        # the sums of a gap end with its window, as does what they are multiplied with
+        late = (table[end, 3] - table[i, 3]).exp()
+        q = table[i, 0] / table[i, 1] * (b1 / math.sqrt(b2)) ** j * late
+        e = eps / table[i, 1] * b2 ** (-j / 2)
+        table[start, 4:7] = torch.stack([q.sum(), (q * e).sum(), (q * e * e).sum()])
+    return table
+
+
+def check_catch_up(
+    ops: Any,
+    n: int,
+    width: int,
+    dtype: torch.dtype,
+    index: torch.dtype | None,
+    steps: int = 9,
+    base: int = 5,
+    wd: float = 0.1,
+    closed: bool = True,
+    tiny: bool = False,
+    window: int = 200,
+) -> None:
+    """row_adam_catch_up of rows with gaps of every length, fresh ones and current ones."""
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    table = history(steps, base, b1, b2, eps, wd, window)
+    p, m, v = tables(n, width, dtype, tiny)
+    last = (base + torch.arange(n) % (steps + 1)).to(torch.int32)
+    last[n // 2 : n // 2 + 2] = 0
+    m[last == 0], v[last == 0] = 0, 0
+    rows = None if index is None else torch.arange(0, n, 2).to(index)
+    at = torch.arange(n) if rows is None else rows.long()
+    step = base + steps
+    before, since = [t.double() for t in (p, m, v)], last.clone()
+    ops.row_adam_catch_up(p, m, v, last, rows, table, base, step, window, closed, b1, b2, eps)
+    ep, em, ev = before
+    expected_last = since.clone()
+    chosen = torch.zeros(n, dtype=torch.bool)
+    chosen[at] = True
+    if rows is None and wd == 0:
+        chosen &= since != 0
+    expected_last[chosen] = step
+    for i in range(1, steps + 1):
+        owes = chosen & (torch.where(since == 0, base, since) < base + i)
+        em[owes] *= b1
+        ev[owes] *= b2
+        ep[owes] *= table[i, 2]
+        moves = owes & (since != 0)
+        ep[moves] -= table[i, 0] * em[moves] / (ev[moves].sqrt() * table[i, 1] + eps)
+    assert torch.equal(last, expected_last)
+    for got, expected in ((p, ep), (m, em), (v, ev)):
+        close(got, expected, dtype)
+
+
+def small_cases(ops: Any) -> None:
+    """Every path of the kernels, at sizes that take seconds under a sanitizer."""
+    for dtype in DTYPES:
+        check_step(ops, 20, 33, dtype, torch.int32, True)
+        check_catch_up(ops, 20, 33, dtype, torch.int32)
+    check_step(ops, 7, 264, torch.float32, torch.int64, False)
+    check_step(ops, 100, 4, torch.float32, torch.int64, True)  # more rows than warps
+    check_step(ops, 0, 4, torch.float32, torch.int64, True)
+    check_step(ops, 4, 0, torch.float32, torch.int64, True)
+    check_catch_up(ops, 100, 8, torch.float32, torch.int64, steps=40)
+    check_catch_up(ops, 40, 3, torch.float32, None, wd=0.0)
+    check_catch_up(ops, 40, 4, torch.float32, None, closed=False)
+    check_catch_up(ops, 30, 9, torch.float32, None, tiny=True)
+    check_catch_up(ops, 30, 9, torch.float64, None, steps=30, tiny=True)
+
+
+def tiny_cases(ops: Any) -> None:
+    """Every kernel once or twice, for the thread sanitizer."""
+    check_step(ops, 30, 5, torch.float32, torch.int64, True)
+    check_catch_up(ops, 30, 5, torch.float32, torch.int64, tiny=True)
+    check_catch_up(ops, 12, 5, torch.float64, None)
