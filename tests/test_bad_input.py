@@ -30,6 +30,21 @@ def run(x, weight=WEIGHT, bias=None):
     return functional.csr_linear(x, weight, bias)
 
 
+LAYER = sv.nn.CSRLinear(3, 4)
+
+
+def row_adam(**options):
+    return sv.optim.RowAdam(sv.nn.CSRLinear(3, 4), **options)
+
+
+def state_of(layer):
+    """The state of an optimizer that has taken a step."""
+    optimizer = sv.optim.RowAdam(layer)
+    layer(batch()).sum().backward()
+    optimizer.step()
+    return optimizer.state_dict()
+
+
 CASES = {
     "1 one past the end": (
         lambda: run(batch(col=(0, 3, 1))),
@@ -310,6 +325,42 @@ CASES = {
         lambda: functional.kl_sparsity(torch.full((2, 3), 2.0), 0.5),
         ValueError,
         r"expected h with column means in \[0, 1\], but got 2 in column 0",
+    ),
+    "RowAdam: negative lr": (
+        lambda: row_adam(lr=-0.1),
+        ValueError,
+        "Invalid learning rate: -0.1",
+    ),
+    "RowAdam: beta of 1": (
+        lambda: row_adam(betas=(0.9, 1.0)),
+        ValueError,
+        "Invalid beta parameter at index 1: 1.0",
+    ),
+    "RowAdam: negative eps": (lambda: row_adam(eps=-1.0), ValueError, "Invalid epsilon value: -1"),
+    "RowAdam: a parameter twice": (
+        lambda: sv.optim.RowAdam([{"params": [LAYER.weight]}, {"params": [LAYER.weight]}]),
+        ValueError,
+        "some parameters appear in more than one parameter group",
+    ),
+    "RowAdam: a non-leaf": (
+        lambda: sv.optim.RowAdam([LAYER.weight * 1]),
+        ValueError,
+        "can't optimize a non-leaf Tensor",
+    ),
+    "RowAdam: a bare tensor": (
+        lambda: sv.optim.RowAdam(LAYER.weight),
+        TypeError,
+        "should be an iterable of Tensors",
+    ),
+    "RowAdam: lazy with weight decay": (
+        lambda: row_adam(mode="lazy", weight_decay=0.1),
+        ValueError,
+        "weight_decay needs mode='exact'",
+    ),
+    "RowAdam: a state of other shapes": (
+        lambda: row_adam().load_state_dict(state_of(sv.nn.CSRLinear(3, 2))),
+        ValueError,
+        r"exp_avg of shape \(2, 3\) for a parameter of shape \(4, 3\)",
     ),
 }
 

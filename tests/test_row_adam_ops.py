@@ -67,7 +67,7 @@ def test_bits_do_not_depend_on_threads():
         torch.set_num_threads(threads)
         torch.manual_seed(0)
         p, m, v = tables(700, 65, torch.float32, tiny=True)
-        last = (torch.arange(700) % 21).to(torch.int32)
+        last = (torch.arange(700) % 21).to(torch.int32)[:, None].repeat(1, 2)
         OPS.row_adam_catch_up(p, m, v, last, None, table, 0, 20, 200, True, 0.9, 0.999, 1e-8)
         rows = torch.arange(0, 700, 1)
         OPS.row_adam(p, m, v, last, rows, p * 0.1, 21, 0.9, 0.999, 1e-8, 0.1, 2.0, 0.9)
@@ -99,7 +99,7 @@ def step_arguments(**changes):
         param=torch.zeros(4, 2),
         exp_avg=torch.zeros(4, 2),
         exp_avg_sq=torch.zeros(4, 2),
-        last_step=torch.zeros(4, dtype=torch.int32),
+        last_step=torch.zeros(4, 2, dtype=torch.int32),
         rows=torch.tensor([0, 2]),
         grad=torch.ones(2, 2),
         step=1,
@@ -129,12 +129,12 @@ def test_bad_rows_change_nothing(ops, rows, error, text):
     assert not any(arguments[n].any() for n in ("param", "exp_avg", "exp_avg_sq", "last_step"))
     table = history(3, 0, 0.9, 0.999, 1e-8, 0.0, 9)
     p, m, v = torch.ones(4, 2), torch.ones(4, 2), torch.ones(4, 2)
-    last = torch.ones(4, dtype=torch.int32)
+    last = torch.ones(4, 2, dtype=torch.int32)
     with pytest.raises(error, match=text):
         ops.row_adam_catch_up(
             *(p, m, v, last, torch.tensor(rows), table, 0, 3, 9, True, 0.9, 0.999, 1e-8)
         )
-    last[3] = 7
+    last[3, 1] = 7
     with pytest.raises(RuntimeError, match=r"expected last_?\s?steps? in \[0, 3\] or 0"):
         ops.row_adam_catch_up(*(p, m, v, last, None, table, 0, 3, 9, True, 0.9, 0.999, 1e-8))
     assert bool((p == 1).all()) and bool((m == 1).all())
@@ -151,8 +151,11 @@ def test_bad_rows_change_nothing(ops, rows, error, text):
             "param and exp_avg_sq must have the same dtype",
         ),
         (dict(param=torch.zeros(2, 4).t()), "expected param to be contiguous"),
-        (dict(last_step=torch.zeros(4)), "expected last_step to be a contiguous Int tensor"),
-        (dict(last_step=torch.zeros(3, dtype=torch.int32)), r"expected last_step of shape \(4,\)"),
+        (dict(last_step=torch.zeros(4, 2)), "expected last_step to be a contiguous Int tensor"),
+        (
+            dict(last_step=torch.zeros(4, dtype=torch.int32)),
+            r"expected last_step of shape \(4, 2\)",
+        ),
         (dict(rows=torch.zeros(2)), "rows must be Int or Long"),
         (dict(grad=torch.ones(2, 3)), r"expected grad of shape \(2, 2\)"),
         (dict(grad=torch.ones(2, 2).double()), "param and grad must have the same dtype"),
@@ -178,7 +181,7 @@ def test_bad_histories(changes, text):
         param=torch.zeros(4, 2),
         exp_avg=torch.zeros(4, 2),
         exp_avg_sq=torch.zeros(4, 2),
-        last_step=torch.zeros(4, dtype=torch.int32),
+        last_step=torch.zeros(4, 2, dtype=torch.int32),
         rows=None,
         table=torch.zeros(4, 9, dtype=torch.float64),
         base=0,
@@ -195,7 +198,7 @@ def test_opcheck():
     torch.library.opcheck(OPS.row_adam.default, tuple(step_arguments().values()))
     table = history(3, 0, 0.9, 0.999, 1e-8, 0.1, 9)
     p, m, v = tables(4, 2, torch.float32)
-    last = torch.tensor([1, 2, 3, 0], dtype=torch.int32)
+    last = torch.tensor([[1, 1], [2, 1], [3, 3], [0, 0]], dtype=torch.int32)
     torch.library.opcheck(
         OPS.row_adam_catch_up.default,
         (p, m, v, last, torch.tensor([0, 1]), table, 0, 3, 9, True, 0.9, 0.999, 1e-8),

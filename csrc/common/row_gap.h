@@ -36,8 +36,19 @@ struct RowGap {
   acc_t sum;       // Q
   acc_t mean;      // E
   acc_t variance;  // V
-  acc_t power1;    // what is left of m
-  acc_t power2;    // what is left of v
+};
+
+// A row's last steps: of the weight, which readers want up to date, and of its moments, which wait
+// for the row's next gradient, or for all rows to be brought up to date.
+struct RowSteps {
+  int32_t weight;
+  int32_t moments;  // 0: they are zero, the row has never had a gradient
+};
+
+// What is left of the moments (m, v) after steps without a gradient.
+template <typename acc_t>
+struct RowDecay {
+  acc_t m, v;
 };
 
 }  // namespace sparsevae

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "../common/csr_checks.h"
@@ -12,14 +13,38 @@
 #include "contiguous.h"
 #include "isa.h"
 #include "isa/row_adam_isa.h"
-#include "memory.h"
 #include "parallel.h"
 
 namespace sparsevae {
 namespace {
 
-// Rows whose gaps are worked out at a time: they stay in the first cache.
+// Rows whose debts are worked out at a time: they stay in the first cache.
 constexpr int64_t kBlock = 64;
+
+RowSteps* row_steps(const Tensor& last_step) {
+  static_assert(sizeof(RowSteps) == 2 * sizeof(int32_t));
+  return static_cast<RowSteps*>(last_step.data_ptr());
+}
+
+// What is left of the rows' moments at step `until`.
+template <typename acc_t>
+std::vector<RowDecay<acc_t>> decays_until(int64_t until, const std::vector<int64_t>& rows,
+                                          const RowSteps* steps, double beta1, double beta2) {
+  const double log_beta1 = std::log2(beta1), log_beta2 = std::log2(beta2);
+  auto after = [&](int64_t gap) -> RowDecay<acc_t> {
+    return {static_cast<acc_t>(decayed(log_beta1, gap)),
+            static_cast<acc_t>(decayed(log_beta2, gap))};
+  };
+  RowDecay<acc_t> usual[64];  // most gaps are short
+  for (int64_t k = 0; k < 64; ++k) usual[k] = after(k);
+  std::vector<RowDecay<acc_t>> decays(rows.size());
+  for (size_t u = 0; u < rows.size(); ++u) {
+    const int64_t since = steps[rows[u]].moments;
+    const int64_t gap = since == 0 || since > until ? 0 : until - since;
+    decays[u] = gap < 64 ? usual[gap] : after(gap);
+  }
+  return decays;
+}
 
 const RowAdamTable& table() {
 #if defined(__x86_64__)
@@ -78,19 +103,17 @@ void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_
   const std::vector<int64_t> rows = checked_rows(op, rows_in, param.size(0));
   const Tensor grad = as_contiguous(grad_in);
   const int64_t n = static_cast<int64_t>(rows.size()), width = param.size(1);
-  if (step == 1) {
-    // The moments have not been touched yet. Rows that lie all over a large table cost an address
-    // translation each.
-    for (const Tensor* moment : {&exp_avg, &exp_avg_sq})
-      advise_huge_pages(moment->data_ptr(), moment->numel() * moment->element_size());
-  }
   dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = typename AccumulationOf<scalar_t>::type;
+    std::vector<RowDecay<acc_t>> decays;
+    if (last_step)
+      decays = decays_until<acc_t>(step - 1, rows, row_steps(*last_step), beta1, beta2);
     const RowAdamStep<scalar_t> args{static_cast<scalar_t*>(param.data_ptr()),
                                      static_cast<scalar_t*>(exp_avg.data_ptr()),
                                      static_cast<scalar_t*>(exp_avg_sq.data_ptr()),
                                      static_cast<const scalar_t*>(grad.data_ptr()),
+                                     last_step ? decays.data() : nullptr,
                                      width,
                                      static_cast<acc_t>(1 - beta1),
                                      static_cast<acc_t>(beta2),
@@ -105,26 +128,31 @@ void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_
     });
   });
   if (!last_step) return;
-  auto* last = static_cast<int32_t*>(last_step->data_ptr());
-  for (int64_t row : rows) last[row] = static_cast<int32_t>(step);
+  RowSteps* steps = row_steps(*last_step);
+  const auto now = static_cast<int32_t>(step);
+  for (int64_t row : rows) steps[row] = {now, now};
 }
 
-// The rows that owe something. Throws before anything has changed.
+// The rows that owe something: given ones to their weight, else all rows to weight or moments.
+// Throws before anything has changed.
 std::vector<int64_t> owing_rows(const char* op, const std::optional<Tensor>& rows_in,
-                                const int32_t* last, int64_t n_rows, int64_t base, int64_t step,
+                                const RowSteps* steps, int64_t n_rows, int64_t base, int64_t step,
                                 bool decays) {
   std::vector<int64_t> owing;
-  auto look_at = [&](int64_t row, bool leave_fresh) {
-    const int64_t s = last[row];
-    if (s == step || (s == 0 && leave_fresh)) return;
-    SPARSEVAE_CHECK(s == 0 || (s >= base && s < step), op, "(): expected last_step in [", base,
-                    ", ", step, "] or 0, but got ", s, " for row ", row);
+  auto in_table = [&](int64_t s) { return s == 0 || (s >= base && s <= step); };
+  auto look_at = [&](int64_t row) {
+    const int64_t weight = steps[row].weight, moments = steps[row].moments;
+    if (weight == step && (rows_in || moments == step)) return;
+    SPARSEVAE_CHECK(in_table(weight) && in_table(moments) && moments <= weight, op,
+                    "(): expected last_step in [", base, ", ", step, "] or 0, but got ", weight,
+                    " and ", moments, " for row ", row);
     owing.push_back(row);
   };
   if (rows_in) {
-    for (int64_t row : checked_rows(op, *rows_in, n_rows)) look_at(row, false);
+    for (int64_t row : checked_rows(op, *rows_in, n_rows)) look_at(row);
   } else {
-    for (int64_t row = 0; row < n_rows; ++row) look_at(row, !decays);
+    for (int64_t row = 0; row < n_rows; ++row)
+      if (decays || steps[row].weight != 0) look_at(row);
   }
   return owing;
 }
@@ -138,10 +166,10 @@ void row_adam_catch_up(const Tensor& param, const Tensor& exp_avg, const Tensor&
                           window);
   const int64_t newest = step - base, width = param.size(1);
   const auto* facts = static_cast<const double*>(facts_in.data_ptr());
-  auto* last = static_cast<int32_t*>(last_step.data_ptr());
+  RowSteps* steps = row_steps(last_step);
   const bool decays = facts[newest * kRowAdamColumns + kLogDecay] != 0;
   const std::vector<int64_t> rows =
-      owing_rows(op, rows_in, last, param.size(0), base, step, decays);
+      owing_rows(op, rows_in, steps, param.size(0), base, step, decays);
   const int64_t n = static_cast<int64_t>(rows.size());
   if (n == 0) return;
   dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
@@ -165,15 +193,21 @@ void row_adam_catch_up(const Tensor& param, const Tensor& exp_avg, const Tensor&
     const int64_t parts = parts_for(n * width);
     parallel_parts(parts, [&](int64_t part) {
       const int64_t end = n * (part + 1) / parts;
-      RowGap<acc_t> gaps[kBlock];
+      RowDebt<acc_t> debts[kBlock];
       for (int64_t u = n * part / parts; u < end; u += kBlock) {
         const int64_t count = std::min(kBlock, end - u);
         for (int64_t i = 0; i < count; ++i) {
-          const int64_t s = last[rows[u + i]];
-          gaps[i] = row_gap<acc_t>(facts, s == 0 ? 0 : s - base, newest, s == 0, window, eps);
-          last[rows[u + i]] = static_cast<int32_t>(step);
+          RowSteps& at = steps[rows[u + i]];
+          const int64_t weight = at.weight == 0 ? base : at.weight;
+          const bool fresh = at.moments == 0, whole = !rows_in && !fresh;
+          debts[i] = {row_gap<acc_t>(facts, weight - base, newest, fresh, window, eps),
+                      fresh ? RowDecay<acc_t>{1, 1} : row_decay<acc_t>(facts, weight - at.moments),
+                      whole ? row_decay<acc_t>(facts, step - at.moments) : RowDecay<acc_t>{1, 1},
+                      whole && at.moments < step};
+          at.weight = static_cast<int32_t>(step);
+          if (!rows_in) at.moments = at.weight;
         }
-        loops<scalar_t>().catch_up(args, rows.data() + u, gaps, count);
+        loops<scalar_t>().catch_up(args, rows.data() + u, debts, count);
       }
     });
   });

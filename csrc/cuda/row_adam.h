@@ -15,7 +15,7 @@ struct RowAdamStep {
   void* param;      // (n_rows, width), as the moments
   void* exp_avg;
   void* exp_avg_sq;
-  int32_t* last_step;  // (n_rows,) or null
+  int32_t* last_step;  // (n_rows, 2) or null
   const void* rows;    // (count,)
   const void* grad;    // (count, width)
   int64_t n_rows;

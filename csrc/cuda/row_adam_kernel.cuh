@@ -2,8 +2,10 @@
 // row.
 #pragma once
 
+#include <cmath>
+
 #include "../common/reduce.cuh"
-#include "../common/row_gap.h"
+#include "../common/row_adam.h"
 #include "lane_vector.cuh"
 #include "row_adam.h"
 
@@ -14,11 +16,13 @@ struct StepFacts {
   A step_size, root_scale, decay;
 };
 
-// What the replay needs of the gap that begins after one step of the table, and of that step.
+// What the replay needs of the gap that begins after one step of the table, and of that step; and
+// what is left of moments after as many steps as the entry has before it.
 template <typename A>
 struct GapEntry {
   RowGap<A> gap;
   StepFacts<A> facts;
+  RowDecay<A> decay;
 };
 
 template <typename T, typename index_t>
@@ -27,11 +31,12 @@ struct RowAdamStepArgs {
   T* param;
   T* exp_avg;
   T* exp_avg_sq;
-  int32_t* last_step;
+  RowSteps* last_step;
   const index_t* rows;
   const T* grad;
   int64_t n_rows, count, width;
   int32_t step;
+  A log_beta1, log_beta2;  // to the base of 2
   A new1, beta2, new2, eps, step_size, root_scale, decay;
 };
 
@@ -41,7 +46,7 @@ struct RowAdamCatchUpArgs {
   T* param;
   T* exp_avg;
   T* exp_avg_sq;
-  int32_t* last_step;
+  RowSteps* last_step;
   const index_t* rows;
   const GapEntry<A>* entries;
   int64_t n_rows, count, width;
@@ -62,6 +67,15 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 4>)
        u < a.count; u += warps) {
     const int64_t row = a.rows[u];
     SPARSEVAE_KERNEL_ASSERT(row >= 0 && row < a.n_rows, "row_adam: row is out of bounds");
+    // What is left of the moments since the step that they are up to date with.
+    A left1 = 1, left2 = a.beta2;
+    if (a.last_step) {
+      const int32_t since = a.last_step[row].moments;
+      __syncwarp();  // every lane has read it
+      const int64_t gap = since == 0 ? 0 : a.step - 1 - since;
+      left1 = decayed(a.log_beta1, gap);
+      left2 *= decayed(a.log_beta2, gap);
+    }
     for (int64_t slab = 0; slab < a.width; slab += kSlab<T>) {
       const int64_t j = slab + lane_offset<T, kVectorized>(lane);
       const int left = static_cast<int>(a.width - j < kSlab<T> ? a.width - j : kSlab<T>);
@@ -73,8 +87,9 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 4>)
 #pragma unroll
       for (int i = 0; i < kLaneElements<T>; ++i) {
         const A gi = static_cast<A>(g.v[i]);
-        const A mi = static_cast<A>(m.v[i]) + (gi - static_cast<A>(m.v[i])) * a.new1;
-        const A vi = gi * gi * a.new2 + static_cast<A>(v.v[i]) * a.beta2;
+        const A before = static_cast<A>(m.v[i]) * left1;
+        const A mi = before + (gi - before) * a.new1;
+        const A vi = gi * gi * a.new2 + static_cast<A>(v.v[i]) * left2;
         const A quotient = mi / (root(vi) * a.root_scale + a.eps);
         p.v[i] = static_cast<T>(static_cast<A>(p.v[i]) * a.decay - a.step_size * quotient);
         m.v[i] = static_cast<T>(mi);
@@ -84,7 +99,7 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 4>)
       store_lane<T, kVectorized>(a.exp_avg + at, left, m);
       store_lane<T, kVectorized>(a.exp_avg_sq + at, left, v);
     }
-    if (a.last_step && lane == 0) a.last_step[row] = a.step;
+    if (a.last_step && lane == 0) a.last_step[row] = {a.step, a.step};
   }
 }
 
@@ -111,15 +126,21 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 4>)
        u < a.count; u += warps) {
     const int64_t row = a.rows ? static_cast<int64_t>(a.rows[u]) : u;
     SPARSEVAE_KERNEL_ASSERT(row >= 0 && row < a.n_rows, "row_adam_catch_up: row is out of bounds");
-    const int32_t last = a.last_step[row];
+    const RowSteps last = a.last_step[row];
     __syncwarp();  // every lane has read it
-    if (last == a.step) continue;
-    SPARSEVAE_KERNEL_ASSERT(last == 0 || (last >= a.base && last < a.step),
-                            "row_adam_catch_up: last_step is outside the table");
-    const bool fresh = last == 0;
-    const RowGap<A> gap = a.entries[fresh ? 0 : last - a.base].gap;
-    if (fresh && !a.rows && gap.decay == A(1)) continue;  // left alone where all rows are meant
-    if (lane == 0) a.last_step[row] = a.step;
+    const bool fresh = last.moments == 0, whole = !a.rows && !fresh && last.moments < a.step;
+    if (last.weight == a.step && (a.rows || last.moments == a.step)) continue;
+    SPARSEVAE_KERNEL_ASSERT(
+        (last.weight == 0 || (last.weight >= a.base && last.weight <= a.step)) &&
+            (fresh || last.moments >= a.base) && last.moments <= last.weight,
+        "row_adam_catch_up: last_step is outside the table");
+    const int32_t weight = last.weight == 0 ? a.base : last.weight;
+    const RowGap<A> gap = a.entries[weight - a.base].gap;
+    // Left alone where all rows are meant.
+    if (last.weight == 0 && !a.rows && gap.decay == A(1)) continue;
+    if (lane == 0) a.last_step[row] = {a.step, a.rows ? last.moments : a.step};
+    const RowDecay<A> before = a.entries[fresh ? 0 : weight - last.moments].decay;
+    const RowDecay<A> now = a.entries[whole ? a.step - last.moments : 0].decay;
     const bool is_short = gap.count <= kRowAdamShortGap || a.spread < 0;
     for (int64_t slab = 0; slab < a.width; slab += kSlab<T>) {
       const int64_t j = slab + lane_offset<T, kVectorized>(lane);
@@ -137,8 +158,8 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 4>)
       LaneVector<T> v = load_lane<T, kVectorized>(a.exp_avg_sq + at, left);
 #pragma unroll
       for (int i = 0; i < kLaneElements<T>; ++i) {
-        const A pi = static_cast<A>(p.v[i]), mi = static_cast<A>(m.v[i]),
-                vi = static_cast<A>(v.v[i]);
+        const A pi = static_cast<A>(p.v[i]), mi = static_cast<A>(m.v[i]) * before.m,
+                vi = static_cast<A>(v.v[i]) * before.v;
         const A inverse = A(1) / (root(vi) + gap.mean);
         const A spread = gap.variance * inverse * inverse;
         A moved;
@@ -147,10 +168,11 @@ __global__ void __launch_bounds__(kBlockThreads, kResidentBlocks<T, 4>)
         else
           moved = pi * gap.decay - gap.sum * (mi * inverse) * (spread + A(1));
         p.v[i] = static_cast<T>(moved);
-        m.v[i] = static_cast<T>(mi * gap.power1);
-        v.v[i] = static_cast<T>(vi * gap.power2);
+        m.v[i] = static_cast<T>(static_cast<A>(m.v[i]) * now.m);
+        v.v[i] = static_cast<T>(static_cast<A>(v.v[i]) * now.v);
       }
       store_lane<T, kVectorized>(a.param + at, left, p);
+      if (!whole) continue;
       store_lane<T, kVectorized>(a.exp_avg + at, left, m);
       store_lane<T, kVectorized>(a.exp_avg_sq + at, left, v);
     }
@@ -170,13 +192,15 @@ cudaError_t run_row_adam_of(const RowAdamStep& args, cudaStream_t stream) {
   const RowAdamStepArgs<T, index_t> a{static_cast<T*>(args.param),
                                       static_cast<T*>(args.exp_avg),
                                       static_cast<T*>(args.exp_avg_sq),
-                                      args.last_step,
+                                      reinterpret_cast<RowSteps*>(args.last_step),
                                       static_cast<const index_t*>(args.rows),
                                       static_cast<const T*>(args.grad),
                                       args.n_rows,
                                       args.count,
                                       args.width,
                                       args.step,
+                                      static_cast<A>(std::log2(args.beta1)),
+                                      static_cast<A>(std::log2(args.beta2)),
                                       static_cast<A>(1 - args.beta1),
                                       static_cast<A>(args.beta2),
                                       static_cast<A>(1 - args.beta2),
@@ -200,7 +224,7 @@ cudaError_t run_row_adam_catch_up_of(const RowAdamCatchUp& args, cudaStream_t st
   const RowAdamCatchUpArgs<T, index_t> a{static_cast<T*>(args.param),
                                          static_cast<T*>(args.exp_avg),
                                          static_cast<T*>(args.exp_avg_sq),
-                                         args.last_step,
+                                         reinterpret_cast<RowSteps*>(args.last_step),
                                          static_cast<const index_t*>(args.rows),
                                          static_cast<const GapEntry<A>*>(args.workspace),
                                          args.n_rows,

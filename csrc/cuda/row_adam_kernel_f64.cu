@@ -18,6 +18,7 @@ __global__ void __launch_bounds__(kBlockThreads)
     entries[i].gap = row_gap<A>(table, i, newest, false, window, eps);
     entries[i].facts = {static_cast<A>(row[kStepSize]), static_cast<A>(row[kRootScale]),
                         static_cast<A>(row[kDecay])};
+    entries[i].decay = row_decay<A>(table, i);
   }
 }
 

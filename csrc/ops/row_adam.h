@@ -26,9 +26,9 @@ inline void check_row_adam_table(const char* op, const Tensor& param, const Tens
   SPARSEVAE_CHECK(last_step->scalar_type() == ScalarType::Int && last_step->is_contiguous(), op,
                   "(): expected last_step to be a contiguous Int tensor, but got ",
                   torch::headeronly::toString(last_step->scalar_type()));
-  SPARSEVAE_CHECK(last_step->dim() == 1 && last_step->size(0) == param.size(0), op,
-                  "(): expected last_step of shape (", param.size(0), ",), but got ",
-                  shape_text(*last_step));
+  SPARSEVAE_CHECK(
+      last_step->dim() == 2 && last_step->size(0) == param.size(0) && last_step->size(1) == 2, op,
+      "(): expected last_step of shape (", param.size(0), ", 2), but got ", shape_text(*last_step));
 }
 
 inline void check_row_adam_rows(const char* op, const Tensor& param, const Tensor& rows) {

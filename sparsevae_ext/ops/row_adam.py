@@ -148,7 +148,8 @@ def row_adam(
         param: (N, H), contiguous.
         exp_avg: m, like ``param``.
         exp_avg_sq: v, like ``param``.
-        last_step: (N,) int32, set to ``step`` at ``rows``; None where nobody keeps count.
+        last_step: (N, 2) int32, the steps that a row and that its moments are up to date with, both set
+            to ``step`` at ``rows``. Moments that are behind decay first. None where nobody keeps count.
         rows: (U,) int32 or int64, strictly ascending.
         grad: (U, H), of the dtype of ``param``.
         step: t.
@@ -180,12 +181,16 @@ def row_adam_catch_up(
 ) -> None:
     """Replay, in place, the steps of a history that rows of a table have missed.
 
+    With ``rows`` only their ``param`` is brought up to date, and the moments are left to the next
+    `row_adam`; without, both are.
+
     Args:
         param: (N, H), contiguous.
         exp_avg: m, like ``param``.
         exp_avg_sq: v, like ``param``.
-        last_step: (N,) int32, the step that each row is up to date with. 0 means that the row has zero
-            moments and owes the weight decay of the whole history. Set to the newest step.
+        last_step: (N, 2) int32, the steps that each row and its moments are up to date with. A moments'
+            step of 0 means that they are zero; a row's, that it owes the weight decay of the whole
+            history. Set to the newest step where the row or the moments are.
         rows: (U,) int32 or int64, strictly ascending; None means all.
         history: the steps.
         table: ``history.table`` as a tensor on the device of ``param``.
@@ -246,9 +251,13 @@ def row_adam_reference(
     """:func:`row_adam` in plain torch."""
     _check_rows("row_adam", rows, param.shape[0])
     wide, at = _wide(param), rows.long()
-    g = grad.to(wide)
-    m = exp_avg[at].to(wide).lerp(g, 1 - beta1)
-    v = exp_avg_sq[at].to(wide) * beta2 + (1 - beta2) * g * g
+    g, m, v = (t.to(wide) for t in (grad, exp_avg[at], exp_avg_sq[at]))
+    if last_step is not None:
+        since = last_step[at, 1].long()
+        gap = torch.where(since == 0, 0, (step - 1 - since).clamp_min(0)).to(wide)[:, None]
+        m, v = m * beta1**gap, v * beta2**gap
+    m = m.lerp(g, 1 - beta1)
+    v = v * beta2 + (1 - beta2) * g * g
     p = param[at].to(wide) * decay - step_size * (m / (v.sqrt() * root_scale + eps))
     for table, values in ((param, p), (exp_avg, m), (exp_avg_sq, v)):
         table[at] = values.to(table.dtype)
@@ -274,20 +283,23 @@ def row_adam_catch_up_reference(
     """:func:`row_adam_catch_up` in plain torch: step by step, as far as a step still shows."""
     op = "row_adam_catch_up"
     facts = table[: step - base + 1].tolist()
-    fresh = last_step == 0
+    of_row, of_moments = last_step[:, 0], last_step[:, 1]
     if rows is None:
-        # Rows without moments owe nothing but decay.
-        at = ((last_step != step) & (~fresh | (facts[-1][LOG_DECAY] != 0))).nonzero()[:, 0]
+        # Rows that nothing has touched owe nothing but decay.
+        owes = (of_row != step) | (of_moments != step)
+        at = (owes & ((of_row != 0) | (facts[-1][LOG_DECAY] != 0))).nonzero()[:, 0]
     else:
         _check_rows(op, rows, param.shape[0])
         at = rows.long()
-        at = at[last_step[at] != step]
+        at = at[of_row[at] != step]
     if at.numel() == 0:
         return
-    fresh, since = fresh[at], last_step[at].long()
-    since = torch.where(fresh, base, since)
-    if bool(((since < base) | (since > step)).any()):
-        raise RuntimeError(f"{op}(): expected last steps in [{base}, {step}] or 0")
+    since, moments = of_row[at].long(), of_moments[at].long()
+    inside = (moments <= since) & (since <= step) & ((since >= base) | (since == 0))
+    if not bool((inside & ((moments >= base) | (moments == 0))).all()):
+        raise RuntimeError(f"{op}(): expected last_step in [{base}, {step}] or 0")
+    fresh = moments == 0
+    since = torch.where(since == 0, base, since)
     wide = _wide(param)
     p, m, v = (t[at].to(wide) for t in (param, exp_avg, exp_avg_sq))
     for s in range(int(since.min()) + 1, step + 1):
@@ -296,14 +308,17 @@ def row_adam_catch_up_reference(
             p[since < s] *= decay
         moves = (since < s) & (s - since <= window) & ~fresh
         if bool(moves.any()):
-            j = (s - since[moves]).to(wide)[:, None]
+            j = (s - moments[moves]).to(wide)[:, None]
             mj, vj = m[moves] * beta1**j, v[moves] * beta2**j
             p[moves] -= step_size * (mj / (vj.sqrt() * root_scale + eps))
-    gap = (step - since).to(wide)[:, None]
-    m, v = m * beta1**gap, v * beta2**gap
-    for target, values in ((param, p), (exp_avg, m), (exp_avg_sq, v)):
-        target[at] = values.to(target.dtype)
-    last_step[at] = step
+    param[at] = p.to(param.dtype)
+    last_step[at, 0] = step
+    if rows is not None:
+        return
+    last_step[at, 1] = step
+    at, gap = at[~fresh], (step - moments[~fresh]).to(wide)[:, None]
+    exp_avg[at] = (m[~fresh] * beta1**gap).to(exp_avg.dtype)
+    exp_avg_sq[at] = (v[~fresh] * beta2**gap).to(exp_avg_sq.dtype)
 
 
 # ---- what the dispatcher needs for tracing -----------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from .row_adam import RowAdam, owner_of
+from .owner import owner_of
+from .row_adam import RowAdam
 
 __all__ = ["clip_grad_norm_"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..ops.row_source import RowTap
 from .taps import merged, new_leaf
 
-__all__ = ["Kind", "broadcast", "gather_kinds", "hide_from_ddp", "mean_of_dense", "mean_of_rows"]
+__all__ = ["broadcast", "exchange_gradients", "hide_from_ddp"]
 
 
-class Kind:
+class _Kind:
     """What a process has for a weight."""
 
     NOTHING, ROWS, DENSE = range(3)
@@ -33,7 +34,41 @@ def broadcast(weight: Tensor, group: Any) -> None:
     dist.broadcast(weight.data.t(), src=dist.get_global_rank(group, 0), group=group)
 
 
-def gather_kinds(mine: list[tuple[int, int]], device: torch.device, group: Any) -> Tensor:
+def exchange_gradients(
+    rows: dict[Tensor, RowTap | None], go_dense: Callable[[Tensor], None], group: Any
+) -> dict[Tensor, RowTap]:
+    """Average the gradients of weights over the processes; every process must take part.
+
+    Args:
+        rows: this process's rows for each weight, or None.
+        go_dense: called with a weight that has a dense gradient in some process, before it is averaged in
+            place; rows of this process must then be part of it.
+        group: the process group.
+
+    Returns:
+        The averaged rows of the weights for which processes have rows only.
+    """
+    mine = []
+    for weight, tap in rows.items():
+        if weight.grad is not None and not weight.grad.is_sparse:
+            mine.append((_Kind.DENSE, 0))
+        else:
+            mine.append((_Kind.NOTHING, 0) if tap is None else (_Kind.ROWS, len(tap.features)))
+    everybody = _gather_kinds(mine, next(iter(rows)).device, group)
+    averaged = {}
+    for i, (weight, tap) in enumerate(rows.items()):
+        kinds, counts = everybody[:, i].T.tolist()
+        if _Kind.DENSE in kinds:
+            go_dense(weight)
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight, memory_format=torch.preserve_format)
+            _mean_of_dense(weight.grad, group)
+        elif _Kind.ROWS in kinds:
+            averaged[weight] = _mean_of_rows(weight, tap, counts, group)
+    return averaged
+
+
+def _gather_kinds(mine: list[tuple[int, int]], device: torch.device, group: Any) -> Tensor:
     """(kind, number of rows) of every weight, from every process: (world, weights, 2) on the host."""
     local = torch.tensor(mine, dtype=torch.int64, device=device).reshape(-1, 2)
     everybody = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
@@ -41,13 +76,13 @@ def gather_kinds(mine: list[tuple[int, int]], device: torch.device, group: Any) 
     return torch.stack(everybody).cpu()
 
 
-def mean_of_dense(grad: Tensor, group: Any) -> None:
+def _mean_of_dense(grad: Tensor, group: Any) -> None:
     """Average a weight's dense gradient over the processes, in place."""
     dist.all_reduce(grad.t(), group=group)
     grad /= dist.get_world_size(group)
 
 
-def mean_of_rows(weight: Tensor, tap: RowTap | None, counts: list[int], group: Any) -> RowTap:
+def _mean_of_rows(weight: Tensor, tap: RowTap | None, counts: list[int], group: Any) -> RowTap:
     """The mean over the processes of what each of them has; the same bits everywhere.
 
     Args:

@@ -50,9 +50,11 @@ class RowTable:
         self.history: History | None = None
         self._device_table: Tensor | None = None
         self._sent = 0
+        # Rows that have been brought up to date since the last step, so that the step need not look.
+        self._current: Tensor | None = None
         if exact:
             self.last_step = torch.full(
-                (weight.shape[1],), self.step, dtype=torch.int32, device=weight.device
+                (weight.shape[1], 2), self.step, dtype=torch.int32, device=weight.device
             )
             self._restart()
 
@@ -86,14 +88,15 @@ class RowTable:
         return self._device_table
 
     def catch_up(self, rows: Tensor | None) -> None:
-        """Bring these rows (ascending), or all, up to date."""
-        if not self.owes:
+        """Bring these rows (ascending) of the weight, or all and their moments, up to date."""
+        if not self.owes or (rows is not None and rows is self._current):
             return
         assert self.history is not None and self.last_step is not None
         param, exp_avg, exp_avg_sq = self._tables()
         row_adam_catch_up(
             param, exp_avg, exp_avg_sq, self.last_step, rows, self.history, self._table()
         )
+        self._current = rows
 
     def sync(self) -> None:
         """Bring every row up to date and forget the steps."""
@@ -127,6 +130,7 @@ class RowTable:
             self.sync()
         self.step += 1
         self.state["step"] += 1
+        self._current = None
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**self.step)
         step_size = lr / (1 - beta1**self.step)

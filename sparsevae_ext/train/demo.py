@@ -36,6 +36,7 @@ DEMO = RunSettings(
     epochs=30,
     batch_size=100,
     lr=5e-3,
+    optimizer="row-adam",
 )
 
 

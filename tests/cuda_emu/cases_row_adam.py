@@ -30,25 +30,32 @@ def tables(rows: int, width: int, dtype: torch.dtype, tiny: bool = False) -> lis
 def check_step(
     ops: Any, n: int, width: int, dtype: torch.dtype, index: torch.dtype, keep: bool
 ) -> None:
-    """row_adam on every third row."""
+    """row_adam on every third row; with `keep`, moments that are behind by any number of steps."""
     p, m, v = tables(n, width, dtype)
     rows = torch.arange(n // 3, n, 3).to(index)
     grad = torch.randn(len(rows), width).to(dtype)
-    last = torch.zeros(n, dtype=torch.int32) if keep else None
-    before = [t.double() for t in (p, m, v)]
+    last = None
+    if keep:
+        last = torch.stack([torch.full((n,), 106), 106 - torch.arange(n) % 100], 1).int()
+        last[3::6, 1] = 0
+        m[3::6], v[3::6] = 0, 0
+    before, since = [t.double() for t in (p, m, v)], None if last is None else last.clone()
     b1, b2, eps, size, scale, decay = 0.9, 0.999, 1e-8, 0.02, 3.0, 0.99
-    ops.row_adam(p, m, v, last, rows, grad, 7, b1, b2, eps, size, scale, decay)
+    ops.row_adam(p, m, v, last, rows, grad, 107, b1, b2, eps, size, scale, decay)
     ep, em, ev = before
     at = rows.long()
+    if since is not None:
+        gap = (106 - since[at, 1].double())[:, None]
+        em[at] *= b1**gap
+        ev[at] *= b2**gap
     em[at] = b1 * em[at] + (1 - b1) * grad.double()
     ev[at] = b2 * ev[at] + (1 - b2) * grad.double() ** 2
     ep[at] = decay * ep[at] - size * em[at] / (scale * ev[at].sqrt() + eps)
     for got, expected in ((p, ep), (m, em), (v, ev)):
         close(got, expected, dtype)
     if last is not None:
-        touched = torch.zeros(n, dtype=torch.int32)
-        touched[at] = 7
-        assert torch.equal(last, touched)
+        since[at] = 107
+        assert torch.equal(last, since)
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
@@ -98,13 +105,21 @@ def check_catch_up(
     tiny: bool = False,
     window: int = 200,
 ) -> None:
-    """row_adam_catch_up of rows with gaps of every length, fresh ones and current ones."""
+    """row_adam_catch_up of rows with gaps of every length, fresh ones and current ones.
+
+    Of every fifth row the moments are where the weight is, of the others behind it.
+    """
     b1, b2, eps = 0.9, 0.999, 1e-8
     table = history(steps, base, b1, b2, eps, wd, window)
     p, m, v = tables(n, width, dtype, tiny)
-    last = (base + torch.arange(n) % (steps + 1)).to(torch.int32)
+    weight = base + torch.arange(n) % (steps + 1)
+    behind = torch.where(torch.arange(n) % 5 == 0, 0, torch.arange(n) * 7 % 11)
+    last = torch.stack([weight, (weight - behind).clamp_min(max(base, 1))], 1).int()
+    last[:, 1] = torch.minimum(last[:, 0], last[:, 1])
     last[n // 2 : n // 2 + 2] = 0
-    m[last == 0], v[last == 0] = 0, 0
+    last[n // 4, 1] = 0
+    fresh = last[:, 1] == 0
+    m[fresh], v[fresh] = 0, 0
     rows = None if index is None else torch.arange(0, n, 2).to(index)
     at = torch.arange(n) if rows is None else rows.long()
     step = base + steps
@@ -115,15 +130,21 @@ def check_catch_up(
     chosen = torch.zeros(n, dtype=torch.bool)
     chosen[at] = True
     if rows is None and wd == 0:
-        chosen &= since != 0
-    expected_last[chosen] = step
+        chosen &= since[:, 0] != 0
+    expected_last[chosen, 0] = step
+    # The moments as they are when the weight's first missed step comes.
+    gap = torch.where(fresh, 0, since[:, 0] - since[:, 1]).double()[:, None]
+    m_now, v_now = em * b1**gap, ev * b2**gap
     for i in range(1, steps + 1):
-        owes = chosen & (torch.where(since == 0, base, since) < base + i)
-        em[owes] *= b1
-        ev[owes] *= b2
+        owes = chosen & (torch.where(since[:, 0] == 0, base, since[:, 0]) < base + i)
+        m_now[owes] *= b1
+        v_now[owes] *= b2
         ep[owes] *= table[i, 2]
-        moves = owes & (since != 0)
-        ep[moves] -= table[i, 0] * em[moves] / (ev[moves].sqrt() * table[i, 1] + eps)
+        moves = owes & ~fresh
+        ep[moves] -= table[i, 0] * m_now[moves] / (v_now[moves].sqrt() * table[i, 1] + eps)
+    if rows is None:
+        em[chosen], ev[chosen] = m_now[chosen], v_now[chosen]
+        expected_last[chosen, 1] = step
     assert torch.equal(last, expected_last)
     for got, expected in ((p, ep), (m, em), (v, ev)):
         close(got, expected, dtype)

@@ -14,7 +14,8 @@ struct RowAdamStep {
   scalar_t* param;  // (N, width), as the moments
   scalar_t* exp_avg;
   scalar_t* exp_avg_sq;
-  const scalar_t* grad;  // (U, width)
+  const scalar_t* grad;           // (U, width)
+  const RowDecay<acc_t>* decays;  // (U,), or null: none
   int64_t width;
   acc_t new1;         // 1 - beta1
   acc_t beta2, new2;  // new2 = 1 - beta2
@@ -39,13 +40,22 @@ struct RowAdamCatchUp {
   acc_t spread;  // kRowAdamSpread, or negative where the closed form may not be used
 };
 
+// What one row owes.
+template <typename acc_t>
+struct RowDebt {
+  RowGap<acc_t> gap;
+  RowDecay<acc_t> before;  // of the moments in memory, up to the weight's last step
+  RowDecay<acc_t> now;     // up to the newest step; looked at where the moments are written
+  bool moments;            // whether to write them
+};
+
 template <typename scalar_t>
 struct RowAdamLoops {
   using acc_t = typename AccumulationOf<scalar_t>::type;
-  // Row row[u] of the table with row u of grad, for u in [first, last).
+  // Row row[u] of the table with row u of grad and decays, for u in [first, last).
   void (*step)(const RowAdamStep<scalar_t>&, const int64_t* row, int64_t first, int64_t last);
-  // Row row[u] with gap[u], for u in [0, n).
-  void (*catch_up)(const RowAdamCatchUp<scalar_t>&, const int64_t* row, const RowGap<acc_t>* gap,
+  // Row row[u] with debt[u], for u in [0, n).
+  void (*catch_up)(const RowAdamCatchUp<scalar_t>&, const int64_t* row, const RowDebt<acc_t>* debt,
                    int64_t n);
 };
 

@@ -33,8 +33,10 @@ inline bool any_beyond(V spread, A limit, V m) {
 #endif
 }
 
-// The rows lie anywhere in memory: the next one is on its way while this one is worked on. Of what
+// The rows lie anywhere in memory: the next ones are on their way while one is worked on. Of what
 // does not fit here, the hardware has noticed by then that lines follow each other.
+constexpr int64_t kAhead = 2;
+
 template <typename T>
 inline void prefetch_row(const T* row, int64_t width) {
   const char* at = reinterpret_cast<const char*>(row);
@@ -50,10 +52,13 @@ void step(const RowAdamStep<scalar_t>& a, const int64_t* row, int64_t first, int
   const auto decay = splat(a.decay);
   for (int64_t u = first; u < last; ++u) {
     const int64_t at = row[u] * a.width;
-    if (u + 1 < last) {
-      prefetch_row(a.param + row[u + 1] * a.width, a.width);
-      prefetch_row(a.exp_avg + row[u + 1] * a.width, a.width);
-      prefetch_row(a.exp_avg_sq + row[u + 1] * a.width, a.width);
+    const auto left1 = splat(a.decays ? a.decays[u].m : typename S::acc_t(1));
+    const auto left2 = splat(a.decays ? a.decays[u].v : typename S::acc_t(1)) * beta2;
+    if (u + kAhead < last) {
+      const int64_t next = row[u + kAhead] * a.width;
+      prefetch_row(a.param + next, a.width);
+      prefetch_row(a.exp_avg + next, a.width);
+      prefetch_row(a.exp_avg_sq + next, a.width);
     }
     for (int64_t j = 0; j < a.width; j += S::kWidth) {
       const int64_t left = a.width - j;
@@ -61,8 +66,9 @@ void step(const RowAdamStep<scalar_t>& a, const int64_t* row, int64_t first, int
       auto p = load_upto(a.param + at + j, left);
       auto m = load_upto(a.exp_avg + at + j, left);
       auto v = load_upto(a.exp_avg_sq + at + j, left);
+      m = m * left1;
       m = fmadd(g - m, new1, m);
-      v = fmadd(g * g, new2, v * beta2);
+      v = fmadd(g * g, new2, v * left2);
       p = p * decay - step_size * (m / fmadd(sqrt(v), scale, eps));
       store_upto(a.param + at + j, p, left);
       store_upto(a.exp_avg + at + j, m, left);
@@ -84,45 +90,55 @@ inline V replayed(const RowAdamCatchUp<scalar_t>& a, const RowGap<A>& gap, V p, 
   return p * splat(gap.late);
 }
 
-template <typename scalar_t>
-void catch_up(const RowAdamCatchUp<scalar_t>& a, const int64_t* row,
-              const RowGap<typename RowAdamCatchUp<scalar_t>::acc_t>* gaps, int64_t n) {
+// The weights of a row, and then, where they are asked for, its moments.
+template <typename scalar_t, typename A>
+inline void catch_up_row(const RowAdamCatchUp<scalar_t>& a, int64_t at, const RowDebt<A>& debt) {
   using S = Simd<scalar_t>;
-  for (int64_t u = 0; u < n; ++u) {
-    const int64_t at = row[u] * a.width;
-    const auto& gap = gaps[u];
-    if (u + 1 < n) {
-      prefetch_row(a.param + row[u + 1] * a.width, a.width);
-      if (gaps[u + 1].count > 0) {
-        prefetch_row(a.exp_avg + row[u + 1] * a.width, a.width);
-        prefetch_row(a.exp_avg_sq + row[u + 1] * a.width, a.width);
-      }
-    }
-    const auto decay = splat(gap.decay);
-    if (gap.count == 0) {  // no moments
-      if (gap.decay == 1) continue;
-      for (int64_t j = 0; j < a.width; j += S::kWidth)
-        store_upto(a.param + at + j, load_upto(a.param + at + j, a.width - j) * decay, a.width - j);
-      continue;
-    }
+  const auto& gap = debt.gap;
+  const auto decay = splat(gap.decay);
+  if (gap.count > 0) {
     const bool is_short = gap.count <= kRowAdamShortGap || a.spread < 0;
     const auto sum = splat(gap.sum), mean = splat(gap.mean), variance = splat(gap.variance);
-    const auto power1 = splat(gap.power1), power2 = splat(gap.power2);
+    const auto before1 = splat(debt.before.m), before2 = splat(debt.before.v);
     for (int64_t j = 0; j < a.width; j += S::kWidth) {
       const int64_t left = a.width - j;
       auto p = load_upto(a.param + at + j, left);
-      const auto m = load_upto(a.exp_avg + at + j, left);
-      const auto v = load_upto(a.exp_avg_sq + at + j, left);
-      const auto inverse = splat(typename S::acc_t(1)) / (sqrt(v) + mean);
+      const auto m = load_upto(a.exp_avg + at + j, left) * before1;
+      const auto v = load_upto(a.exp_avg_sq + at + j, left) * before2;
+      const auto inverse = splat(A(1)) / (sqrt(v) + mean);
       const auto spread = variance * inverse * inverse;
       if (is_short || any_beyond(spread, a.spread, m))
         p = replayed(a, gap, p, m, v);
       else
-        p = p * decay - sum * (m * inverse) * (spread + typename S::acc_t(1));
+        p = p * decay - sum * (m * inverse) * (spread + splat(A(1)));
       store_upto(a.param + at + j, p, left);
-      store_upto(a.exp_avg + at + j, m * power1, left);
-      store_upto(a.exp_avg_sq + at + j, v * power2, left);
     }
+  } else if (gap.decay != 1) {  // no moments
+    for (int64_t j = 0; j < a.width; j += S::kWidth)
+      store_upto(a.param + at + j, load_upto(a.param + at + j, a.width - j) * decay, a.width - j);
+  }
+  if (!debt.moments) return;
+  const auto now1 = splat(debt.now.m), now2 = splat(debt.now.v);
+  for (int64_t j = 0; j < a.width; j += S::kWidth) {
+    const int64_t left = a.width - j;
+    store_upto(a.exp_avg + at + j, load_upto(a.exp_avg + at + j, left) * now1, left);
+    store_upto(a.exp_avg_sq + at + j, load_upto(a.exp_avg_sq + at + j, left) * now2, left);
+  }
+}
+
+template <typename scalar_t>
+void catch_up(const RowAdamCatchUp<scalar_t>& a, const int64_t* row,
+              const RowDebt<typename RowAdamCatchUp<scalar_t>::acc_t>* debts, int64_t n) {
+  for (int64_t u = 0; u < n; ++u) {
+    if (u + kAhead < n) {
+      const int64_t next = row[u + kAhead] * a.width;
+      prefetch_row(a.param + next, a.width);
+      if (debts[u + kAhead].gap.count > 0) {
+        prefetch_row(a.exp_avg + next, a.width);
+        prefetch_row(a.exp_avg_sq + next, a.width);
+      }
+    }
+    catch_up_row(a, row[u] * a.width, debts[u]);
   }
 }
 
