@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -89,6 +85,7 @@ def check_all(op, h, activation):
         )
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", list(VALUE), ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("op", OPS)
@@ -129,6 +126,7 @@ def test_empty(device, op, shape):
     assert grad.shape == shape
 
 
+@pytest.mark.isa
 @needs_kernels
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_strided_and_misaligned_input(device, activation):
@@ -194,6 +192,7 @@ def test_same_bits_for_any_number_of_threads(op, dtype):
             assert torch.equal(one, two)
 
 
+@pytest.mark.isa
 @needs_kernels
 @pytest.mark.parametrize("dtype", list(VALUE), ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -212,6 +211,7 @@ def test_same_bits_wherever_an_element_lies(activation, dtype):
         assert torch.equal(grad, expected[:, :width])
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_extreme_values(device, dtype):
     inf, nan = torch.inf, torch.nan
@@ -245,6 +245,7 @@ def test_the_penalty_has_no_slope_at_zero(device):
         assert torch.autograd.grad(penalty.sum(), h)[0].tolist() == [expected]
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bit_penalties_sum_unrounded_values(device, dtype):
     h = torch.full((1, 4096), 0.1, dtype=dtype, device=device)
@@ -292,25 +293,3 @@ def test_layers_refuse_bad_options(kind):
         make("1")
     with pytest.raises(ValueError, match="one of identity, relu, sigmoid, tanh, softplus, but got"):
         make(1.0, "gelu")
-
-
-# ---- other instruction sets --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-def test_the_numeric_suite_on_narrower_instruction_sets(isa):
-    """What was checked on this machine's best instruction set holds on the others too."""
-    if _load.C is None:
-        pytest.skip("the compiled object is missing")
-    here = os.path.dirname(__file__)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        + ["-k", "not instruction_sets and not gradcheck"]
-        + [os.path.join(here, "test_activity.py"), os.path.join(here, "test_kl_sparsity.py")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SPARSEVAE_EXT_ISA": isa},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout

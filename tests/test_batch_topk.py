@@ -26,6 +26,7 @@ def check(h, k):
     assert torch.equal(again[2].cpu(), kept[0])
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 17), (3, 31), (33, 3), (7, 129), (40, 500)])
 def test_against_a_full_sort(device, dtype, shape):
@@ -36,7 +37,7 @@ def test_against_a_full_sort(device, dtype, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [1, 20, 500])
+@pytest.mark.parametrize("k", [1, pytest.param(20, marks=pytest.mark.isa), 500])
 def test_against_a_full_sort_of_a_large_batch(device, dtype, k):
     """Large enough that a sample says where to look, also where the sample is misled."""
     h = torch.randn(100, 1500, dtype=torch.float64)
@@ -46,6 +47,7 @@ def test_against_a_full_sort_of_a_large_batch(device, dtype, k):
     check(h.to(device, dtype), k)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_ties_go_to_the_lower_position(device, dtype):
     for kinds in (1, 2, 5):
@@ -69,6 +71,7 @@ def test_extreme_values(device, dtype, shape):
         check(torch.full(shape, value, dtype=dtype, device=device), 3)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("k", [1, 40, 200])
 def test_sixteen_bits_are_compared_exactly(device, dtype, k):
@@ -93,6 +96,7 @@ def test_strides_and_empty_batch(device):
     assert empty.grad.shape == (0, 5)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(9, 33), (1, 1), (150, 1000)])
 def test_gradient_passes_through_the_kept_also_where_they_are_zero(device, dtype, shape):

@@ -66,6 +66,7 @@ def absolute_csr(x):
     return dense64(x.with_values(x.values.detach().abs()))
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize("width", SIZES)
@@ -82,7 +83,7 @@ def test_sizes_of_the_batch(device, n_features, n_rows):
 
 
 @pytest.mark.parametrize("prepared", [False, True])
-@pytest.mark.parametrize("width", [3, 64, 200])
+@pytest.mark.parametrize("width", [3, pytest.param(64, marks=pytest.mark.isa), 200])
 def test_one_very_long_row_and_one_feature_everywhere(device, width, prepared):
     n_features, long = 5000, 4000
     lengths = torch.tensor([1, long, 0, 1, 1])
@@ -188,6 +189,7 @@ def test_rows_of_the_weight_gradient_are_those_of_the_dense_one(device):
     assert not weight.grad.t()[untouched].any()
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("kind", ["ragged", "one long row", "one feature"])
 def test_same_bits_at_any_thread_count(dtype, kind):
@@ -230,6 +232,7 @@ def test_two_threads_are_used():
     assert everyone > 1.3 * own
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_sixteen_bits_accumulate_in_float32(device, dtype):
     ones = torch.ones(10_000, dtype=dtype, device=device)

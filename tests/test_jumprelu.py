@@ -66,6 +66,7 @@ def check(h, t, grad_out, grad_count, bandwidth):
     assert torch.equal(bits(functional.jumprelu(h, t, bandwidth)), bits(out))
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", SIZES)
 def test_against_float64(device, dtype, width):
@@ -80,6 +81,7 @@ def test_against_float64_for_many_rows(device, dtype, n_rows):
     check(*inputs((n_rows, 1100), dtype, device), bandwidth=0.3)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("wanted", ["h from out", "t from out", "t from count", "both from out"])
 def test_each_gradient_alone(device, dtype, wanted):
@@ -113,6 +115,7 @@ def test_count_gives_h_no_gradient():
     assert grad is None or not grad.any()
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_values(device, dtype):
     inf, nan, tiny = torch.inf, torch.nan, torch.finfo(dtype).tiny
@@ -139,6 +142,7 @@ def test_edges_of_the_kernel(device):
     assert t.grad.tolist() == [0.0, -2.0, -2.0, -2.0, 0.0]
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bit_thresholds(device, dtype):
     h, t, grad_out, _ = inputs((20, 30), dtype, device)

@@ -39,6 +39,7 @@ def check(h, rho):
     assert ((grad.cpu().double() - expected_grad).abs() <= loss * scale + floor).all()
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("rows", [1, 3, 4, 31, 33, 129])
 def test_against_float64(device, dtype, rows):
@@ -114,6 +115,7 @@ def test_same_bits_for_any_number_of_threads(dtype):
         assert torch.equal(results[0][0], other[0]) and torch.equal(results[0][1], other[1])
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bit_means_are_exact(device, dtype):
     """A sum of 5,000 numbers in 16 bits would stop growing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,6 @@ import torch
 from linear_nll_cases import NAMES, Case
 
 import sparsevae_ext as sv
-from sparsevae_ext import _load
 from sparsevae_ext.ops._registry import use_kernel
 
 F = sv.functional
@@ -48,7 +46,7 @@ def test_value_and_every_gradient_against_float64(name, sizes):
 
 
 @EACH
-@pytest.mark.parametrize("columns", [None, 48, 80, 400])
+@pytest.mark.parametrize("columns", [None, 48, pytest.param(80, marks=pytest.mark.isa), 400])
 def test_any_memory_gives_the_same(name, columns):
     """By default, with one panel, with some of several panels kept, with all of them."""
     case = Case(name, 37, 333, 8, index=torch.int32)
@@ -62,8 +60,11 @@ def test_without_biases(name):
     assert_equal_to_unfused(case, "mean", panel_memory(9, 16))
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.isa), torch.float16],
+)
 @EACH
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes(name, dtype):
     case = Case(name, 40, 300, 33, dtype)
     nll = case.fused("none", panel_memory(40, 64, dtype.itemsize))
@@ -310,19 +311,3 @@ def test_memory_no_quarter_of_the_logits_is_ever_there():
     assert len(peaks) == 5
     for name, peak in peaks.items():
         assert 0 < peak < logits / 4, name
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-def test_on_narrower_instruction_sets(isa):
-    if _load.C is None:
-        pytest.skip("the compiled object is missing")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        + ["-k", "(any_memory and 80) or (other_dtypes and multinomial)", __file__],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SPARSEVAE_EXT_ISA": isa},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import scipy.stats
 import torch
@@ -116,6 +112,10 @@ OPTIONS = {
     "bound": {"logvar_max": 0.3},
     "all": {"n_samples": 2, "free_bits": 0.4, "logvar_max": 0.3},
 }
+OPTION_CASES = [
+    pytest.param(options, id=name, marks=[pytest.mark.isa] if name == "all" else [])
+    for name, options in OPTIONS.items()
+]
 WIDTHS = (1, 3, 17, 31, 33, 129, 300)
 
 
@@ -127,7 +127,7 @@ def with_prior(options, width, dtype, device="cpu"):
 
 
 @pytest.mark.parametrize("prior", [False, True])
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("options", OPTION_CASES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_options_against_the_reference(width, options, prior, device):
     """Values and all gradients, against the plain-torch twin in float64 with the same draw."""
@@ -223,6 +223,7 @@ def test_a_million_draws_are_standard_normal(device):
     assert z.unique().numel() > 0.9 * n
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_seed_is_a_draw(dtype):
     zeros = torch.zeros(37, 53, dtype=dtype)
@@ -271,6 +272,7 @@ def test_same_bits_with_any_number_of_threads(dtype, shape):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.isa
 def test_equal_elements_give_equal_results_wherever_they_lie():
     """In a vector or in what is left of a row: nothing but the position's draw may differ."""
     for width in (1, 5, 16, 17, 47, 300):
@@ -288,6 +290,7 @@ def ulps(got, exact):
     return ((got.double() - exact).abs() / unit).max().item()
 
 
+@pytest.mark.isa
 def test_exponentials_are_accurate_over_their_range():
     """exp and expm1 alone: z = exp(v/2), and the gradient of kl is expm1(v)/2."""
     if _load.C is None:
@@ -299,35 +302,6 @@ def test_exponentials_are_accurate_over_their_range():
         slope = torch.autograd.grad(kl.sum(), logvar)[0]
         # From exp(v/2) - 1, which costs it one rounding more than an expm1 of its own.
         assert ulps(slope, 0.5 * torch.expm1(logvar.detach().double())) <= 3, (low, high)
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-def test_narrower_instruction_sets(isa):
-    if _load.C is None:
-        pytest.skip("the compiled object is missing")
-    chosen = (
-        "(options_against and all) or same_bits or equal_elements or accurate or seed_is_a_draw"
-    )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            chosen,
-            __file__,
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SPARSEVAE_EXT_ISA": isa},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
 
 
 # ---- bad input ----------------------------------------------------------------------------------

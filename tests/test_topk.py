@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -47,6 +43,7 @@ def check(h, k):
     assert torch.equal(got.cpu(), expected)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", SIZES)
 def test_against_a_full_sort(device, dtype, width):
@@ -56,12 +53,14 @@ def test_against_a_full_sort(device, dtype, width):
             check(h, k)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("k", [1, 8, 100, 700, 2999])
 def test_wide_rows_against_a_full_sort(device, dtype, k):
     check(torch.randn(5, 3001, dtype=torch.float64).to(device, dtype), k)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kinds", [1, 2, 5])
 def test_ties_go_to_the_lower_index(device, dtype, kinds):
@@ -79,6 +78,7 @@ def test_sorted_rows(device, dtype, order):
         check(h, k)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_extreme_values(device, dtype):
     special = [0.0, -0.0, torch.inf, -torch.inf, torch.nan, -torch.nan, 1.0, -1.0]
@@ -92,6 +92,7 @@ def test_extreme_values(device, dtype):
         check(torch.full((2, 500), value, dtype=dtype, device=device), 30)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_sixteen_bits_are_compared_exactly(device, dtype):
     """Every bit pattern once: neighbours differ by one unit in the last place."""
@@ -117,6 +118,7 @@ def test_empty_batch(device):
     assert h.grad.shape == (0, 5)
 
 
+@pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("by_index", [False, True])
 @pytest.mark.parametrize("shape", [(9, 33), (1, 1), (4, 1000)])
@@ -162,22 +164,3 @@ def test_backward_checks_its_indices(bad):
     indices = torch.tensor([[0, 3], [5, bad]])
     with pytest.raises(IndexError, match=f"index {bad} at position 3 is out of bounds"):
         torch.ops.sparsevae_ext.topk_backward(torch.ones(2, 2), indices, 20)
-
-
-@pytest.mark.parametrize("isa", ["generic", "avx2"])
-@pytest.mark.parametrize("suite", ["topk", "batch_topk", "jumprelu"])
-def test_the_numeric_suites_on_narrower_instruction_sets(isa, suite):
-    if _load.C is None:
-        pytest.skip("the compiled object is missing")
-    here = os.path.dirname(__file__)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-        + ["-k", "against or ties or extreme or sixteen or gradient or bits_on"]
-        + [os.path.join(here, f"test_{suite}.py")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "SPARSEVAE_EXT_ISA": isa},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
