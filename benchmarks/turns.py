@@ -24,6 +24,8 @@ TURNS = 20
 WARM_S = 0.01
 #: How long a call takes is judged by the shortest of several in this time.
 TRIAL_S = 0.1
+#: A step that takes this long is not repeated as often.
+LONG_S = 2.0
 
 _now = 0.0
 
@@ -61,8 +63,10 @@ def timed_call(step: Step, device: str) -> float:
 
 
 def _calls_for(seconds: float, step: Step, device: str) -> list[float]:
-    """The durations of calls that fill this time: at least two."""
-    durations = [timed_call(step, device), timed_call(step, device)]
+    """The durations of calls that fill this time: at least two, if they are not long."""
+    durations = [timed_call(step, device)]
+    if durations[0] < LONG_S:
+        durations.append(timed_call(step, device))
     while sum(durations) < seconds:
         durations.append(timed_call(step, device))
     return durations
@@ -80,7 +84,8 @@ def measure(
         make: provider -> function that prepares its inputs and returns the step to time.
         check: called with provider and the output of its first call; raises where that is wrong.
         device: "cpu" or "cuda"; on the latter each call ends with a synchronisation.
-        seconds: wished time per provider; the calls are between 5 and 200.
+        seconds: wished time per provider; the calls are between 5 and 200, of steps that take
+            seconds 3.
     """
     recorded = {provider: Recorded() for provider in make}
     steps: dict[str, tuple[Step, int, float]] = {}
@@ -92,7 +97,7 @@ def measure(
             recorded[provider].error = error
             continue
         once = min(_calls_for(TRIAL_S, step, device))
-        calls = int(min(200, max(5, seconds / max(once, 1e-6))))
+        calls = int(min(200, max(3 if once > LONG_S else 5, seconds / max(once, 1e-6))))
         steps[provider] = (step, calls, once)
     shuffled = random.Random(0)
     for turn in range(TURNS):
