@@ -41,7 +41,7 @@ def test_every_path(ops):
 def test_long_gaps(ops):
     """Beyond the window only decay goes on; elements near eps are replayed."""
     if ops is not REFERENCE:  # which takes every step
-        check_catch_up(ops, 500, 5, torch.float32, None, steps=600, tiny=True)
+        check_catch_up(ops, 300, 5, torch.float32, None, steps=260, tiny=True)
     check_catch_up(ops, 90, 5, torch.float64, torch.int32, steps=290, wd=0.0, window=250)
 
 
