@@ -107,10 +107,9 @@ class Dense(nn.Module):
         return nll + self.beta * kl
 
 
-def step_sparsevae(c: Case) -> Step:
-    """This package."""
+def _our_step(c: Case, name: str) -> Step:
     model = copy.deepcopy(c.model).train()
-    optimizer = make_optimizer(model.parameters(), lr=1e-3)
+    optimizer = make_optimizer(model.parameters(), name, lr=1e-3)
 
     def step() -> object:
         optimizer.zero_grad(set_to_none=True)
@@ -120,6 +119,16 @@ def step_sparsevae(c: Case) -> Step:
         return loss.detach()
 
     return step
+
+
+def step_row_adam(c: Case) -> Step:
+    """This package, its optimizer too."""
+    return _our_step(c, "row-adam")
+
+
+def step_adam(c: Case) -> Step:
+    """This package's model with torch's fused Adam."""
+    return _our_step(c, "adam")
 
 
 def _torch_step(c: Case, model: nn.Module) -> Step:
@@ -177,7 +186,8 @@ def step_scvi(c: Case) -> Step:
 
 
 STEPS = {
-    "sparsevae_ext": step_sparsevae,
+    "sparsevae_ext": step_row_adam,
+    "sparsevae_ext, torch's Adam": step_adam,
     "torch dense": step_dense,
     "torch dense, compiled": step_compiled,
 }

@@ -117,10 +117,9 @@ def _autocast(c: Case, dtype: str):
     return torch.autocast(c.device, dtype=getattr(torch, dtype))
 
 
-def step_sparsevae(c: Case, dtype: str) -> Step:
-    """This package."""
+def _our_step(c: Case, dtype: str, name: str) -> Step:
     model = copy.deepcopy(c.model).train()
-    optimizer = make_optimizer(model.parameters(), lr=1e-3)
+    optimizer = make_optimizer(model.parameters(), name, lr=1e-3)
 
     def step() -> object:
         optimizer.zero_grad(set_to_none=True)
@@ -131,6 +130,16 @@ def step_sparsevae(c: Case, dtype: str) -> Step:
         return loss.detach()
 
     return step
+
+
+def step_row_adam(c: Case, dtype: str) -> Step:
+    """This package, its optimizer too."""
+    return _our_step(c, dtype, "row-adam")
+
+
+def step_adam(c: Case, dtype: str) -> Step:
+    """This package's model with torch's fused Adam."""
+    return _our_step(c, dtype, "adam")
 
 
 def _torch_step(c: Case, dtype: str, model: nn.Module, *inputs: Tensor) -> Step:
@@ -170,7 +179,8 @@ def step_dense(c: Case, dtype: str) -> Step:
 
 
 STEPS = {
-    "sparsevae_ext": step_sparsevae,
+    "sparsevae_ext": step_row_adam,
+    "sparsevae_ext, torch's Adam": step_adam,
     "torch assembled": step_assembled,
     "torch assembled, compiled": step_compiled,
     "torch dense": step_dense,
