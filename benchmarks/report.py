@@ -61,6 +61,8 @@ def floor_ms(entry: dict[str, Any], summary: dict[str, Any]) -> float | None:
     rates = summary["machine"].get(entry["device"])
     if not rates or "floor_bytes" not in entry:
         return None
+    if "floor_flops" in entry and entry.get("dtype") != "float32":
+        return None  # the measured rate is that of float32
     by_bytes = entry["floor_bytes"] / (rates["copy_gb_per_s"] * 1e9)
     by_flops = entry.get("floor_flops", 0) / (rates["gemm_gflop_per_s"] * 1e9)
     return 1e3 * max(by_bytes, by_flops)
@@ -163,9 +165,12 @@ def table(summary: dict[str, Any], prefixes: dict[str, str]) -> str:
                 if not entry["provider"].startswith(OURS) or peer is None:
                     continue
                 floor = floor_ms(entry, summary)
-                name = entry["provider"].removeprefix(OURS).strip()
+                shape = entry["shape"]
+                if entry.get("dtype") == "bfloat16" and "bf16" not in shape:
+                    shape += ", bf16 autocast"
+                name = entry["provider"].removeprefix(OURS).strip(" ,+")
                 lines.append(
-                    f"| {title} | {entry['shape']} | {name} | {entry['median_ms']:.2f} "
+                    f"| {title} | {shape} | {name} | {entry['median_ms']:.2f} "
                     f"| {peer['provider']} | {peer['median_ms']:.2f} "
                     f"| **{peer['median_ms'] / entry['median_ms']:.2f}x** "
                     f"| {f'{floor:.2f}' if floor else '-'} |"
