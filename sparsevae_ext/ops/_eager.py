@@ -6,10 +6,10 @@ kernels, these two took most.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
+from torch._functorch.utils import unwrap_dead_wrappers
 
 
 def _is_traced() -> bool:
@@ -24,15 +24,18 @@ def _records_nothing() -> bool:
 class OpFunction(torch.autograd.Function):
     """An ``autograd.Function`` that costs less Python per call; the base of all that wrap an op.
 
-    ``Function.apply`` has ``inspect`` put the signature of ``forward`` together in every call; it takes the
-    answer from ``__signature__`` (PEP 362) where there is one.
+    Its ``forward`` takes its arguments by position and all of them.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "forward" in cls.__dict__:
-            forward: Any = cls.forward
-            forward.__signature__ = inspect.signature(forward)
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        """``Function.apply`` without what finds out which defaults and keywords a call means.
+
+        That puts the signature of ``forward`` together and binds the arguments to it, in every call.
+        """
+        if _is_traced():
+            return super().apply(*args)
+        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
 
     @classmethod
     def in_backward(cls, *args: Any) -> Any:

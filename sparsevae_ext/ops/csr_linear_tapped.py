@@ -115,7 +115,8 @@ class _StepInBackward(OpFunction):
     """Between a tap's leaf and the layer: its backward has the step taken instead of making rows.
 
     A node of its own, so that autograd runs it only where the leaf's gradient is wanted: a gradient of
-    other inputs must not train the weight. What passes through it has the shape of the layer's output.
+    other inputs must not train the weight. What passes through it has the shape of the layer's output, and
+    numbers that nobody looks at.
     """
 
     @staticmethod
@@ -123,7 +124,7 @@ class _StepInBackward(OpFunction):
         *index_and_values, n_rows, ctx.step = args
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*index_and_values)
-        return leaf.new_zeros(()).expand(n_rows, leaf.shape[1])
+        return leaf.new_empty_strided((n_rows, leaf.shape[1]), (0, 0))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -7,7 +7,7 @@ a leaf of their own:
 - An optimizer that wants rows makes itself the ``row_source`` of the layers whose weight it owns, with
   :func:`own_rows`. It must be a :class:`RowSource`.
 - In each forward that records a graph, the layer asks its source for a tap: a leaf of shape (U, out), one
-  row for each feature that the batch touches, made of zeros without memory. The layer computes with the
+  row for each feature that the batch touches, without memory of its own. The layer computes with the
   detached weight and the tap; the backward gives the tap the (U, out) gradient and the weight none.
 - The optimizer finds the rows in ``tap.grad``. Or it makes the tap with a ``step``: then the backward
   calls that with what the rows would be made of, and no gradient is made.

@@ -89,7 +89,6 @@ class RowOwner(torch.optim.Optimizer):
 
     # ---- what layers ask for ---------------------------------------------------------------------
 
-    @torch.no_grad()
     def tap(self, weight: Tensor, x: CSRBatch) -> RowTap | None:
         """A tap for the rows that a batch touches, which are brought up to date.
 
@@ -98,13 +97,16 @@ class RowOwner(torch.optim.Optimizer):
         if weight.grad is None:
             self._waiting.drop(weight, self.param_groups)  # model.zero_grad() has been called
         if weight._backward_hooks or getattr(weight, "_post_accumulate_grad_hooks", None):
-            self._go_dense(weight)
+            with torch.no_grad():
+                self._go_dense(weight)
         table = self._table(weight)
         if table is None:
             return None
         index = x.prepare().index
         assert index is not None
-        table.catch_up(index.features)
+        if table.owes:
+            with torch.no_grad():
+                table.catch_up(index.features)
         return self._new_tap(weight, index)
 
     def _step_in_backward(self, weight: Tensor) -> StepInBackward | None:

@@ -154,13 +154,13 @@ class RowAdam(RowOptimizer):
             return None
         owner = weakref.ref(self)
 
-        @torch.no_grad()
         def step(index: TransposedIndex, values: Tensor, grad: Tensor) -> bool:
             optimizer = owner()
             if optimizer is None or weight not in optimizer._tables:
                 return False
             table, lr, weight_decay = optimizer._early_step(weight)
-            table.take_fused_step(index, values, grad, lr, weight_decay)
+            with torch.no_grad():
+                table.take_fused_step(index, values, grad, lr, weight_decay)
             return True
 
         return step

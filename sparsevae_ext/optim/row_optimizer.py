@@ -14,6 +14,13 @@ from .waiting import gradient_rows
 
 __all__ = ["RowOptimizer"]
 
+# torch 2.10 has this check under its older name, for CUDA only.
+_HEALTH_CHECK = next(
+    name
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    if hasattr(torch.optim.Optimizer, name)
+)
+
 
 class RowOptimizer(RowOwner):
     """What RowAdam and RowAdagrad have in common: all but options, state and arithmetic.
@@ -111,7 +118,12 @@ class RowOptimizer(RowOwner):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, rows included."""
         self._waiting.drop_all(self.param_groups)
-        super().zero_grad(set_to_none)
+        if not set_to_none:
+            super().zero_grad(set_to_none)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     # ---- the step ------------------------------------------------------------------------------
 
@@ -125,16 +137,16 @@ class RowOptimizer(RowOwner):
         Returns:
             What the closure returned, or None.
         """
-        # torch 2.10 has this check under its older name, for CUDA only.
-        names = ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
-        getattr(self, next(name for name in names if hasattr(self, name)))()
+        getattr(self, _HEALTH_CHECK)()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for layer in self._layers:
-            layer.prepared_tap = None
-        self.exchange()
+            if layer.prepared_tap is not None:
+                layer.prepared_tap = None
+        if self.process_group is not None:
+            self.exchange()
         for group in self.param_groups:
             self._step_group(group)
         self._after_step()

@@ -8,7 +8,7 @@ __all__ = ["Rows", "by_feature"]
 
 
 def by_feature(tensor: Tensor) -> Tensor:
-    """The (N, out) table behind a weight or a moment of shape (out, N), for reading and writing.
+    """The (N, out) table behind a weight of shape (out, N), for reading and writing.
 
     ``data`` does not share the version counter: bringing a row up to date changes memory, but not what
     the weight stands for, and no graph has read that row since the step before.

@@ -43,6 +43,8 @@ class RowTable(Rows):
         self.last_step: Tensor | None = None
         self.history: History | None = None
         self._device_table: Tensor | None = None
+        # The state's step, and its memory as numpy sees it.
+        self._counter: tuple[Tensor, Any] | None = None
         self._sent = 0
         # Rows that have been brought up to date since the last step, so that the step need not look.
         self._current: Tensor | None = None
@@ -103,11 +105,7 @@ class RowTable(Rows):
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """The weight and its averages m and v, by feature."""
         state = self.state
-        return (
-            by_feature(self.weight),
-            by_feature(state["exp_avg"]),
-            by_feature(state["exp_avg_sq"]),
-        )
+        return by_feature(self.weight), state["exp_avg"].t(), state["exp_avg_sq"].t()
 
     def use(self, betas: tuple[float, float], eps: float) -> None:
         """Take over betas and eps; what was missed under others is made up for first."""
@@ -137,7 +135,7 @@ class RowTable(Rows):
         if self.history is not None and self.history.full:
             self.sync()
         self.step += 1
-        self.state["step"] += 1
+        self._count_step()
         self._current = None
         beta1, beta2 = self.betas
         root = math.sqrt(1 - beta2**self.step)
@@ -153,6 +151,16 @@ class RowTable(Rows):
             root_scale=1 / root if self.exact else 1.0,
             decay=1 - lr * weight_decay,
         )
+
+    def _count_step(self) -> None:
+        """Add one to the state's step; an op would take as long as all the rest of `_next_step`."""
+        step = self.state["step"]
+        if step.device.type != "cpu":
+            step += 1
+            return
+        if self._counter is None or self._counter[0] is not step:
+            self._counter = step, step.numpy()
+        self._counter[1][()] += 1
 
     def took_dense_step(self) -> None:
         """Note that somebody else has stepped the whole weight, which was up to date."""

@@ -11,9 +11,14 @@ __all__ = ["add_to_dense_grad", "merged", "new_leaf", "stand_in"]
 
 
 def new_leaf(weight: Tensor, n_rows: int) -> Tensor:
-    """A leaf of shape (n_rows, out) that takes no memory of its own."""
-    zero = torch.zeros((), dtype=weight.dtype, device=weight.device)
-    return zero.expand(n_rows, weight.shape[0]).requires_grad_()
+    """A leaf of shape (n_rows, out) that takes no memory: all of its numbers are one, whatever it is."""
+    return torch.empty_strided(
+        (n_rows, weight.shape[0]),
+        (0, 0),
+        dtype=weight.dtype,
+        device=weight.device,
+        requires_grad=True,
+    )
 
 
 def stand_in(weight: Tensor) -> Tensor:
