@@ -18,6 +18,7 @@
 #include "contiguous.h"
 #include "csr_linear_loops_of.h"
 #include "parallel.h"
+#include "transposed_entries.h"
 
 namespace sparsevae {
 namespace {
@@ -141,54 +142,18 @@ Tensor csr_linear(const Tensor& crow_in, const Tensor& col_in, const Tensor& val
   return out;
 }
 
-// The slots of a transposed index: ptr, and the features unless n_features < 0. Padding slots are
-// empty, so only the features of slots that hold entries are looked at; those must ascend.
-template <typename index_t>
-void check_slots(const char* op, const Tensor& features, const Tensor& ptr, int64_t nnz,
-                 int64_t n_features) {
-  const int64_t slots = ptr.numel() - 1;
-  check_crow(op, data<index_t>(ptr), slots, nnz);
-  if (n_features < 0) return;
-  const index_t* segment = data<index_t>(ptr);
-  const index_t* feature = data<index_t>(features);
-  int64_t previous = -1;
-  for (int64_t u = 0; u < slots; ++u) {
-    if (segment[u] == segment[u + 1]) continue;
-    if (feature[u] < 0 || feature[u] >= n_features)
-      throw_out_of_bounds(op, "feature", feature, u, "in_features", n_features);
-    SPARSEVAE_CHECK(feature[u] > previous, op, "(): expected features to ascend, but slot ", u,
-                    " holds ", feature[u], " after ", previous);
-    previous = feature[u];
-  }
-}
-
-// coefficient = values[perm], so that the inner loop reads its coefficients in order, and the check
-// of every row and position before it is followed. Cut like the sums that come after, so that a
-// thread finds its coefficients in its own cache.
+// The batch's values in the order of its transposed index, which is checked on the way. Cut like
+// the sums that come after, so that a thread finds its coefficients in its own cache.
 template <typename scalar_t, typename index_t>
-void gather_coefficients(const char* op, const Tensor& row, const Tensor& perm,
-                         const Tensor& values, int64_t n_rows, const index_t* segment,
-                         const Shares& shares, scalar_t* coefficient) {
-  const index_t* source = data<index_t>(row);
-  const index_t* position = data<index_t>(perm);
-  const scalar_t* from = data<scalar_t>(values);
+void gather(const char* op, const Tensor& row, const Tensor& perm, const Tensor& values,
+            int64_t n_rows, const index_t* segment, const Shares& shares, scalar_t* coefficient) {
   const int64_t nnz = row.numel();
-  std::vector<int64_t> bad_row(shares.parts, -1), bad_perm(shares.parts, -1);
-  parallel_parts(shares.parts, [&](int64_t part) {
-    const auto border = [&](int64_t p) {
-      return shares.by_column ? nnz * p / shares.parts
-                              : static_cast<int64_t>(segment[shares.borders[p]]);
-    };
-    const int64_t first = border(part), last = border(part + 1);
-    bad_row[part] = first_out_of_bounds(source, first, last, n_rows);
-    bad_perm[part] = first_out_of_bounds(position, first, last, nnz);
-    if (bad_perm[part] >= 0) return;
-    for (int64_t e = first; e < last; ++e) coefficient[e] = from[position[e]];
-  });
-  for (int64_t e : bad_row)
-    if (e >= 0) throw_out_of_bounds(op, "row", source, e, "batch size", n_rows);
-  for (int64_t e : bad_perm)
-    if (e >= 0) throw_out_of_bounds(op, "perm", position, e, "nnz", nnz);
+  const auto border = [&](int64_t part) {
+    return shares.by_column ? nnz * part / shares.parts
+                            : static_cast<int64_t>(segment[shares.borders[part]]);
+  };
+  gather_coefficients(op, data<index_t>(row), data<index_t>(perm), data<scalar_t>(values), nnz,
+                      n_rows, shares.parts, border, coefficient);
 }
 
 Tensor csr_linear_weight_grad(const Tensor& features_in, const Tensor& ptr_in, const Tensor& row_in,
@@ -209,15 +174,15 @@ Tensor csr_linear_weight_grad(const Tensor& features_in, const Tensor& ptr_in, c
     using index_t = typename decltype(index_type)::type;
     using scalar_t = typename decltype(scalar_type)::type;
     const int64_t nnz = row.numel();
-    check_slots<index_t>(op, features, ptr, nnz, in_features);
     const index_t* feature = data<index_t>(features);
     const index_t* segment = data<index_t>(ptr);
+    check_slots(op, segment, feature, slots, nnz, in_features);
     int64_t used = slots;
     while (used > 0 && segment[used - 1] == segment[used]) --used;
     const Shares shares = share(segment, used, width);
     Scratch scratch(Scratch::padded<scalar_t>(nnz));
     auto* coefficient = scratch.take<scalar_t>(nnz);
-    gather_coefficients(op, row, perm, values, grad.size(0), segment, shares, coefficient);
+    gather(op, row, perm, values, grad.size(0), segment, shares, coefficient);
     const SegmentSum<scalar_t, index_t> args{segment,      data<index_t>(row),
                                              coefficient,  data<scalar_t>(grad),
                                              nullptr,      static_cast<scalar_t*>(out.data_ptr()),
@@ -247,12 +212,12 @@ Tensor csr_linear_weight_grad_rows(const Tensor& ptr_in, const Tensor& row_in,
     using index_t = typename decltype(index_type)::type;
     using scalar_t = typename decltype(scalar_type)::type;
     const int64_t nnz = row.numel();
-    check_slots<index_t>(op, ptr, ptr, nnz, -1);
     const index_t* segment = data<index_t>(ptr);
+    check_crow(op, segment, slots, nnz);
     const Shares shares = share(segment, slots, width);
     Scratch scratch(Scratch::padded<scalar_t>(nnz));
     auto* coefficient = scratch.take<scalar_t>(nnz);
-    gather_coefficients(op, row, perm, values, grad.size(0), segment, shares, coefficient);
+    gather(op, row, perm, values, grad.size(0), segment, shares, coefficient);
     const SegmentSum<scalar_t, index_t> args{segment,      data<index_t>(row),
                                              coefficient,  data<scalar_t>(grad),
                                              nullptr,      static_cast<scalar_t*>(out.data_ptr()),

@@ -4,17 +4,17 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
-#include "../common/csr_checks.h"
 #include "../common/dispatch.h"
 #include "../common/half.h"
+#include "../common/scratch.h"
 #include "../ops/csr_linear_row_adam.h"
 #include "contiguous.h"
 #include "csr_linear_loops_of.h"
 #include "parallel.h"
 #include "row_adam_loops_of.h"
+#include "transposed_entries.h"
 
 namespace sparsevae {
 namespace {
@@ -24,47 +24,49 @@ namespace {
 constexpr int64_t kRowCost = 8;
 // Gradient rows of a block. Few, so that summing, which waits for the caches, and stepping, which
 // waits for memory, take turns: what was asked for ahead arrives meanwhile.
-constexpr int64_t kBlockBytes = 16 << 10;
+constexpr int64_t kBlockBytes = 32 << 10;
 
 template <typename T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.data_ptr());
 }
 
-// The slots that hold entries: where each begins, and its feature.
-template <typename index_t>
-struct Segments {
-  std::vector<index_t> ptr;
-  std::vector<int64_t> feature;
-};
+// Rows after a block that the loops get to see: more than they ask for ahead (isa/ask_ahead.h).
+constexpr int64_t kRowsKnown = 8;
 
+// The slots that hold entries: where each begins, and its feature. Those of the index as they are,
+// unless some are padding.
 template <typename index_t>
-Segments<index_t> checked_segments(const char* op, const Tensor& features, const Tensor& ptr,
-                                   const Tensor& row, const Tensor& perm, int64_t n_features,
-                                   int64_t n_rows) {
-  const int64_t slots = features.numel(), nnz = row.numel();
-  const index_t* segment = data<index_t>(ptr);
-  check_crow(op, segment, slots, nnz);
-  check_index(op, "row", data<index_t>(row), nnz, "batch size", n_rows);
-  check_index(op, "perm", data<index_t>(perm), nnz, "nnz", nnz);
-  const index_t* feature = data<index_t>(features);
-  Segments<index_t> out;
-  out.ptr.reserve(slots + 1);
-  out.feature.reserve(slots);
-  int64_t previous = -1;
-  for (int64_t u = 0; u < slots; ++u) {
-    if (segment[u] == segment[u + 1]) continue;
-    if (feature[u] < 0 || feature[u] >= n_features)
-      throw_out_of_bounds(op, "feature", feature, u, "in_features", n_features);
-    SPARSEVAE_CHECK(feature[u] > previous, op, "(): expected features to ascend, but slot ", u,
-                    " holds ", feature[u], " after ", previous);
-    previous = feature[u];
-    out.ptr.push_back(segment[u]);
-    out.feature.push_back(previous);
+class Segments {
+ public:
+  Segments(const char* op, const Tensor& features, const Tensor& ptr, int64_t nnz,
+           int64_t n_features)
+      : ptr_(data<index_t>(ptr)), feature_(data<index_t>(features)), n_(features.numel()) {
+    if (slots_are_full(ptr_, feature_, n_, nnz, n_features)) return;
+    check_slots(op, ptr_, feature_, n_, nnz, n_features);
+    for (int64_t u = 0; u < n_; ++u) {
+      if (ptr_[u] == ptr_[u + 1]) continue;
+      full_ptr_.push_back(ptr_[u]);
+      full_feature_.push_back(feature_[u]);
+    }
+    full_ptr_.push_back(static_cast<index_t>(nnz));
+    ptr_ = full_ptr_.data();
+    feature_ = full_feature_.data();
+    n_ = static_cast<int64_t>(full_feature_.size());
   }
-  out.ptr.push_back(static_cast<index_t>(nnz));
-  return out;
-}
+  Segments(const Segments&) = delete;
+  Segments& operator=(const Segments&) = delete;
+
+  int64_t size() const { return n_; }
+  const index_t* ptr() const { return ptr_; }
+  int64_t feature(int64_t u) const { return feature_[u]; }
+
+ private:
+  const index_t* ptr_;
+  const index_t* feature_;
+  int64_t n_;
+  std::vector<index_t> full_ptr_, full_feature_;
+};
 
 void csr_linear_row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_sq,
                          const std::optional<Tensor>& last_step, const Tensor& features_in,
@@ -82,8 +84,7 @@ void csr_linear_row_adam(const Tensor& param, const Tensor& exp_avg, const Tenso
 
   dispatch_index(op, ptr, [&](auto index_type) {
     using index_t = typename decltype(index_type)::type;
-    const Segments<index_t> segments =
-        checked_segments<index_t>(op, features, ptr, row, perm, param.size(0), grad.size(0));
+    const Segments<index_t> segments(op, features, ptr, row.numel(), param.size(0));
     dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
       using scalar_t = typename decltype(scalar_type)::type;
       using acc_t = typename AccumulationOf<scalar_t>::type;
@@ -91,33 +92,36 @@ void csr_linear_row_adam(const Tensor& param, const Tensor& exp_avg, const Tenso
                                                      step_size, root_scale, decay);
       const MomentDecay<acc_t> left(step - 1, beta1, beta2);
       RowSteps* steps = last_step ? row_steps(*last_step) : nullptr;
-      const int64_t n = static_cast<int64_t>(segments.feature.size());
-      if (n == 0 || width == 0) {
-        for (int64_t feature : segments.feature)
-          if (steps) steps[feature] = {static_cast<int32_t>(step), static_cast<int32_t>(step)};
+      const int64_t n = segments.size(), nnz = perm.numel();
+      const int64_t parts = parts_for((nnz + n * kRowCost) * width);
+      const int64_t shares = parts * kSharesPerPart;
+      const std::vector<int64_t> borders = balanced_borders(segments.ptr(), n, shares, kRowCost);
+      Scratch entries(Scratch::padded<scalar_t>(nnz));
+      auto* coefficient = entries.take<scalar_t>(nnz);
+      gather_coefficients(
+          op, data<index_t>(row), data<index_t>(perm), data<scalar_t>(values), nnz, grad.size(0),
+          parts, [&](int64_t part) { return nnz * part / parts; }, coefficient);
+      if (width == 0) {
+        for (int64_t u = 0; steps && u < n; ++u)
+          steps[segments.feature(u)] = {static_cast<int32_t>(step), static_cast<int32_t>(step)};
         return;
       }
       const int64_t row_bytes = width * static_cast<int64_t>(sizeof(scalar_t));
       const int64_t block = std::clamp(kBlockBytes / row_bytes, int64_t{1}, kRowAdamBlock);
-      const scalar_t* value = data<scalar_t>(values);
-      const index_t* position = data<index_t>(perm);
-      // Left as they are until a thread fills in those of its rows.
-      const std::unique_ptr<scalar_t[]> coefficient(new scalar_t[perm.numel()]);
-      const int64_t parts = parts_for((perm.numel() + n * kRowCost) * width);
-      const int64_t shares = parts * kSharesPerPart;
       // Here and not in the threads, where nothing may throw.
-      const std::unique_ptr<scalar_t[]> gradients(new scalar_t[parts * block * width]);
-      const std::vector<int64_t> borders =
-          balanced_borders(segments.ptr.data(), n, shares, kRowCost);
+      Scratch sums(Scratch::padded<scalar_t>(parts * block * width));
+      auto* gradients = sums.take<scalar_t>(parts * block * width);
       parallel_shares(parts, shares, [&](int64_t part, int64_t share) {
-        scalar_t* gradient = gradients.get() + part * block * width;
-        for (int64_t e = segments.ptr[borders[share]]; e < segments.ptr[borders[share + 1]]; ++e)
-          coefficient[e] = value[position[e]];
-        for (int64_t u = borders[share]; u < borders[share + 1]; u += block) {
-          const int64_t count = std::min(block, borders[share + 1] - u);
-          const SegmentSum<scalar_t, index_t> sum{segments.ptr.data() + u,
+        scalar_t* gradient = gradients + part * block * width;
+        int64_t feature[kRowAdamBlock + kRowsKnown];
+        const int64_t end = borders[share + 1];
+        for (int64_t u = borders[share]; u < end; u += block) {
+          const int64_t count = std::min(block, end - u);
+          const int64_t known = std::min(count + kRowsKnown, end - u);
+          for (int64_t i = 0; i < known; ++i) feature[i] = segments.feature(u + i);
+          const SegmentSum<scalar_t, index_t> sum{segments.ptr() + u,
                                                   data<index_t>(row),
-                                                  coefficient.get(),
+                                                  coefficient,
                                                   data<scalar_t>(grad),
                                                   nullptr,
                                                   gradient,
@@ -125,8 +129,8 @@ void csr_linear_row_adam(const Tensor& param, const Tensor& exp_avg, const Tenso
                                                   width,
                                                   grad.size(0)};
           csr_linear_loops<scalar_t, index_t>().segment_sum(sum, 0, count, 0, width);
-          step_row_block(args, segments.feature.data() + u, count, borders[share + 1] - u, gradient,
-                         left, steps, static_cast<int32_t>(step));
+          step_row_block(args, feature, count, known, gradient, left, steps,
+                         static_cast<int32_t>(step));
         }
       });
     });
