@@ -93,8 +93,8 @@ inline void catch_up_row(const RowAdamCatchUp<scalar_t>& a, int64_t at, const Ro
     for (int64_t j = 0; j < a.width; j += S::kWidth) {
       const int64_t left = a.width - j;
       ask(a.param + at + j, j, distance);
-      ask(a.exp_avg + at + j, j, distance);
-      ask(a.exp_avg_sq + at + j, j, distance);
+      ask<0>(a.exp_avg + at + j, j, distance);
+      ask<0>(a.exp_avg_sq + at + j, j, distance);
       auto p = load_upto(a.param + at + j, left);
       const auto m = load_upto(a.exp_avg + at + j, left) * before1;
       const auto v = load_upto(a.exp_avg_sq + at + j, left) * before2;
