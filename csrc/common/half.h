@@ -24,5 +24,7 @@ template <>
 struct AccumulationOf<double> {
   using type = double;
 };
+template <typename scalar_t>
+using wide_t = typename AccumulationOf<scalar_t>::type;
 
 }  // namespace sparsevae

@@ -12,8 +12,9 @@
 #include "../common/dispatch.h"
 #include "../common/memory.h"
 #include "../ops/activity.h"
-#include "activity_table.h"
 #include "contiguous.h"
+#include "isa.h"
+#include "isa/activity_isa.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -58,18 +59,16 @@ std::tuple<Tensor, Tensor> forward(const char* op, int order, const Tensor& h_in
   Tensor penalty = torch::stable::new_empty(h, {h.size(0)}, wide_type(h));
   dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
-    const ActivityForward<scalar_t, wide_t<scalar_t>> args{
-        static_cast<const scalar_t*>(h.data_ptr()),
-        static_cast<scalar_t*>(activated.data_ptr()),
-        static_cast<wide_t<scalar_t>*>(penalty.data_ptr()),
-        h.size(1),
-        activation,
-        order,
-        bytes(h) >= (mask ? kStreamMaskedValues : kStreamValues),
-        mask};
-    over_rows(h, [&](int64_t first, int64_t last) {
-      activity_loops<scalar_t>().forward(args, first, last);
-    });
+    const auto& loops = loops_of<scalar_t>(isa_table<ActivityTable>());
+    const ActivityForward<scalar_t> args{static_cast<const scalar_t*>(h.data_ptr()),
+                                         static_cast<scalar_t*>(activated.data_ptr()),
+                                         static_cast<wide_t<scalar_t>*>(penalty.data_ptr()),
+                                         h.size(1),
+                                         activation,
+                                         order,
+                                         bytes(h) >= (mask ? kStreamMaskedValues : kStreamValues),
+                                         mask};
+    over_rows(h, [&](int64_t first, int64_t last) { loops.forward(args, first, last); });
   });
   return {activated, penalty};
 }
@@ -85,7 +84,8 @@ Tensor backward(const char* op, int order, const std::optional<Tensor>& grad_act
   dispatch_floating<float16_bits, bfloat16_bits>(op, activated, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = wide_t<scalar_t>;
-    const ActivityBackward<scalar_t, acc_t> args{
+    const auto& loops = loops_of<scalar_t>(isa_table<ActivityTable>());
+    const ActivityBackward<scalar_t> args{
         grad_activated ? static_cast<const scalar_t*>(grad_activated->data_ptr()) : nullptr,
         grad_penalty ? static_cast<const acc_t*>(grad_penalty->data_ptr()) : nullptr,
         static_cast<const scalar_t*>(activated.data_ptr()),
@@ -98,9 +98,7 @@ Tensor backward(const char* op, int order, const std::optional<Tensor>& grad_act
         bytes(activated) >= kStreamGradient,
         mask};
     if (activated.numel() == 0) return;  // an empty gradient has no address, as if it were missing
-    over_rows(activated, [&](int64_t first, int64_t last) {
-      activity_loops<scalar_t>().backward(args, first, last);
-    });
+    over_rows(activated, [&](int64_t first, int64_t last) { loops.backward(args, first, last); });
   });
   return grad_h;
 }

@@ -18,8 +18,9 @@
 #include "../common/order_keys.h"
 #include "../ops/batch_topk.h"
 #include "contiguous.h"
+#include "isa.h"
+#include "isa/topk_isa.h"
 #include "scatter.h"
-#include "topk_loops_of.h"
 
 namespace sparsevae {
 namespace {
@@ -139,6 +140,7 @@ class BatchSelector {
   }
 
   void list_part(int64_t part, acc_t threshold, std::vector<Candidate<key_t>>& out) const {
+    const auto& loops = loops_of<scalar_t>(isa_table<TopKTable>());
     std::vector<acc_t> value(kListCapacity + kScanSlack);
     std::vector<int32_t> position(kListCapacity + kScanSlack);
     constexpr int64_t kStretch = int64_t{1} << 30;  // positions are counted in 32 bits
@@ -146,8 +148,8 @@ class BatchSelector {
     for (int64_t base = border(part); base < end; base += kStretch) {
       const int64_t length = std::min(kStretch, end - base);
       for (int64_t next = 0; next < length;) {
-        const int64_t count = topk_loops<scalar_t>().scan(
-            x_ + base, &next, length, threshold, value.data(), position.data(), kListCapacity);
+        const int64_t count = loops.scan(x_ + base, &next, length, threshold, value.data(),
+                                         position.data(), kListCapacity);
         for (int64_t c = 0; c < count; ++c)
           out.push_back({order_key(value[c]), base + position[c]});
       }

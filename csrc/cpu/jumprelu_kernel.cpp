@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <type_traits>
 
 #include "../common/dispatch.h"
 #include "../common/memory.h"
@@ -21,35 +20,6 @@ namespace {
 constexpr int64_t kMaxRowBlocks = 32;
 constexpr int64_t kMinBlockRows = 8;
 
-const JumpReLUTable& table() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return jumprelu_table_avx512();
-    case Isa::avx2:
-      return jumprelu_table_avx2();
-    default:
-      break;
-  }
-#endif
-  return jumprelu_table_generic();
-}
-
-template <typename scalar_t>
-using acc_of = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-
-template <typename scalar_t>
-const JumpReLULoops<scalar_t, acc_of<scalar_t>>& loops() {
-  if constexpr (std::is_same_v<scalar_t, float>)
-    return table().f32;
-  else if constexpr (std::is_same_v<scalar_t, double>)
-    return table().f64;
-  else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>)
-    return table().bf16;
-  else
-    return table().f16;
-}
-
 std::tuple<Tensor, Tensor> jumprelu(const Tensor& h_in, const Tensor& threshold_in,
                                     double bandwidth) {
   const char* op = "jumprelu";
@@ -61,13 +31,14 @@ std::tuple<Tensor, Tensor> jumprelu(const Tensor& h_in, const Tensor& threshold_
   advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
   dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
-    using acc_t = acc_of<scalar_t>;
-    const JumpReLUForward<scalar_t, acc_t> args{
+    using acc_t = wide_t<scalar_t>;
+    const auto& loops = loops_of<scalar_t>(isa_table<JumpReLUTable>());
+    const JumpReLUForward<scalar_t> args{
         static_cast<const scalar_t*>(h.data_ptr()), static_cast<const acc_t*>(threshold.data_ptr()),
         static_cast<scalar_t*>(out.data_ptr()), static_cast<acc_t*>(count.data_ptr()), width};
     const int64_t parts = parts_for(rows * width);
     parallel_parts(parts, [&](int64_t part) {
-      loops<scalar_t>().forward(args, rows * part / parts, rows * (part + 1) / parts);
+      loops.forward(args, rows * part / parts, rows * (part + 1) / parts);
     });
   });
   return {out, count};
@@ -101,8 +72,9 @@ std::tuple<Tensor, Tensor> jumprelu_backward(const std::optional<Tensor>& grad_o
 
   dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
-    using acc_t = acc_of<scalar_t>;
-    const JumpReLUBackward<scalar_t, acc_t> args{
+    using acc_t = wide_t<scalar_t>;
+    const auto& loops = loops_of<scalar_t>(isa_table<JumpReLUTable>());
+    const JumpReLUBackward<scalar_t> args{
         grad_out ? static_cast<const scalar_t*>(grad_out->data_ptr()) : nullptr,
         grad_count ? static_cast<const acc_t*>(grad_count->data_ptr()) : nullptr,
         static_cast<const scalar_t*>(h.data_ptr()),
@@ -116,8 +88,8 @@ std::tuple<Tensor, Tensor> jumprelu_backward(const std::optional<Tensor>& grad_o
     const int64_t parts = std::min(std::max<int64_t>(blocks, 1), parts_for(rows * width));
     parallel_parts(parts, [&](int64_t part) {
       for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b)
-        loops<scalar_t>().backward(args, b * block_rows, std::min(rows, (b + 1) * block_rows),
-                                   wants_threshold ? sums.data() + b * width : nullptr);
+        loops.backward(args, b * block_rows, std::min(rows, (b + 1) * block_rows),
+                       wants_threshold ? sums.data() + b * width : nullptr);
     });
     if (wants_threshold)
       combine(sums, blocks, width, static_cast<acc_t>(-1.0 / bandwidth),

@@ -10,7 +10,8 @@
 
 #include "../common/dispatch.h"
 #include "../ops/kl_sparsity.h"
-#include "activity_table.h"
+#include "isa.h"
+#include "isa/activity_isa.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -21,14 +22,14 @@ constexpr int64_t kBlockRows = 32;
 // (n_blocks, width) sums of h's blocks of rows.
 template <typename scalar_t>
 std::vector<wide_t<scalar_t>> block_sums(const scalar_t* h, int64_t n_rows, int64_t width) {
+  const auto& loops = loops_of<scalar_t>(isa_table<ActivityTable>());
   const int64_t n_blocks = (n_rows + kBlockRows - 1) / kBlockRows;
   std::vector<wide_t<scalar_t>> sums(n_blocks * width);
   const int64_t parts = std::min(parts_for(n_rows * width), n_blocks);
   parallel_parts(parts, [&](int64_t part) {
     for (int64_t b = n_blocks * part / parts; b < n_blocks * (part + 1) / parts; ++b) {
       const int64_t first = b * kBlockRows, count = std::min(kBlockRows, n_rows - first);
-      activity_loops<scalar_t>().column_sums(h + first * width, count, width,
-                                             sums.data() + b * width);
+      loops.column_sums(h + first * width, count, width, sums.data() + b * width);
     }
   });
   return sums;

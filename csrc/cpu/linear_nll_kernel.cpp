@@ -35,20 +35,6 @@ constexpr int64_t kElementWork = 16;
 // Blocks of rows: so many where there are rows enough, of at most so many rows.
 constexpr int64_t kBlocks = 32, kMinBlockRows = 4, kMaxBlockRows = 64;
 
-const LinearNllTable& table() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return linear_nll_table_avx512();
-    case Isa::avx2:
-      return linear_nll_table_avx2();
-    default:
-      break;
-  }
-#endif
-  return linear_nll_table_generic();
-}
-
 template <typename T>
 const T* data(const std::optional<Tensor>& t) {
   return t ? static_cast<const T*>(t->data_ptr()) : nullptr;
@@ -118,7 +104,7 @@ class CpuEpilogues {
   CpuEpilogues(const LinearNll& a, const PanelPlan& plan, const PanelEntries<acc_t>& entries,
                LinearNllSums& sums)
       : a_(a),
-        own_(loops_of<scalar_t>(table())),
+        own_(loops_of<scalar_t>(isa_table<LinearNllTable>())),
         multinomial_(loops_of<acc_t>(nll_tables().multinomial)),
         loops_(cell_loops<acc_t>(a.likelihood)),
         entries_(entries),
@@ -341,7 +327,7 @@ class CpuEpilogues {
 
   const LinearNll& a_;
   const LinearNllLoops<scalar_t>& own_;
-  const LinearNllLoops<acc_t>& wide_ = loops_of<acc_t>(table());
+  const LinearNllLoops<acc_t>& wide_ = loops_of<acc_t>(isa_table<LinearNllTable>());
   const MultinomialNllLoops<acc_t>& multinomial_;
   const NllLoops<acc_t>* loops_;
   const LibraryLoops<acc_t>& library_loops_ = loops_of<acc_t>(negative_binomial_tables().library);

@@ -7,17 +7,7 @@
 namespace sparsevae {
 
 inline const NegativeBinomialTables& negative_binomial_tables() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return negative_binomial_tables_avx512();
-    case Isa::avx2:
-      return negative_binomial_tables_avx2();
-    default:
-      break;
-  }
-#endif
-  return negative_binomial_tables_generic();
+  return isa_table<NegativeBinomialTables>();
 }
 
 inline void exp_of(const float* x, int64_t n, float* out) {

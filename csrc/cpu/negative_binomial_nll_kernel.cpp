@@ -15,7 +15,7 @@
 #include "../common/memory.h"
 #include "../ops/negative_binomial_nll.h"
 #include "contiguous.h"
-#include "isa/negative_binomial_nll_isa.h"
+#include "negative_binomial_loops_of.h"
 #include "nll_common.h"
 #include "parallel.h"
 
@@ -28,20 +28,6 @@ constexpr int64_t kPieceCols = 4096;
 // What a cell costs, in the multiply-adds that kSerialWork counts.
 constexpr int64_t kCellWork = 16;
 
-const NegativeBinomialTables& tables() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return negative_binomial_tables_avx512();
-    case Isa::avx2:
-      return negative_binomial_tables_avx2();
-    default:
-      break;
-  }
-#endif
-  return negative_binomial_tables_generic();
-}
-
 template <typename T>
 const T* data(const Tensor& t) {
   return static_cast<const T*>(t.data_ptr());
@@ -51,9 +37,6 @@ template <typename T>
 const T* data(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
 }
-
-void exp_of(const float* x, int64_t n, float* out) { tables().exp_f32(x, n, out); }
-void exp_of(const double* x, int64_t n, double* out) { tables().exp_f64(x, n, out); }
 
 // What both directions take; grad and logsumexp are those of the backward ops.
 struct Arguments {
@@ -106,8 +89,9 @@ class Work {
         log_theta_(data<acc_t>(a.log_theta)),
         library_(data<acc_t>(a.library)),
         shared_theta_(a.log_theta.dim() == 1),
-        loops_(loops_of<scalar_t>(a.zero_logits ? tables().inflated : tables().plain)),
-        library_loops_(loops_of<scalar_t>(tables().library)) {
+        loops_(loops_of<scalar_t>(a.zero_logits ? negative_binomial_tables().inflated
+                                                : negative_binomial_tables().plain)),
+        library_loops_(loops_of<scalar_t>(negative_binomial_tables().library)) {
     check_entries(a);
     piece_cols_ = library_ ? std::max<int64_t>(cols_, 1) : kPieceCols;
     pieces_ = std::max<int64_t>(1, (cols_ + piece_cols_ - 1) / piece_cols_);

@@ -35,32 +35,6 @@ const T* data(const std::optional<Tensor>& t) {
   return t ? data<T>(*t) : nullptr;
 }
 
-const ReparameterizeKlTable& table() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return reparameterize_kl_table_avx512();
-    case Isa::avx2:
-      return reparameterize_kl_table_avx2();
-    default:
-      break;
-  }
-#endif
-  return reparameterize_kl_table_generic();
-}
-
-template <typename scalar_t>
-const ReparameterizeKlLoops<scalar_t>& loops() {
-  if constexpr (std::is_same_v<scalar_t, float>)
-    return table().f32;
-  else if constexpr (std::is_same_v<scalar_t, double>)
-    return table().f64;
-  else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>)
-    return table().bf16;
-  else
-    return table().f16;
-}
-
 template <typename F>
 void dispatch(const char* op, const Tensor& t, F&& body) {
   dispatch_floating<float16_bits, bfloat16_bits>(op, t, std::forward<F>(body));
@@ -74,6 +48,8 @@ struct Inputs {
   std::optional<Tensor> prior_mean, prior_logvar;
   std::vector<acc_t> precision, constant;
   ReparameterizeKl<scalar_t> args{};
+  const ReparameterizeKlLoops<scalar_t>& loops =
+      loops_of<scalar_t>(isa_table<ReparameterizeKlTable>());
 
   Inputs(const Tensor& mu_in, const Tensor& logvar_in, const std::optional<Tensor>& mean_in,
          const std::optional<Tensor>& prior_logvar_in, const std::optional<double>& logvar_max)
@@ -154,9 +130,8 @@ std::tuple<Tensor, Tensor> reparameterize_kl(
     inputs.set_noise(seed, eps, n_samples, draw_rows);
     inputs.args.z = static_cast<scalar_t*>(z.data_ptr());
     inputs.args.kl = static_cast<typename Inputs<scalar_t>::acc_t*>(kl.data_ptr());
-    for_rows(rows, rows * width * samples * kElementWork, [&](int64_t first, int64_t last) {
-      loops<scalar_t>().forward(inputs.args, first, last);
-    });
+    for_rows(rows, rows * width * samples * kElementWork,
+             [&](int64_t first, int64_t last) { inputs.loops.forward(inputs.args, first, last); });
   });
   return {z, kl};
 }
@@ -189,9 +164,8 @@ std::tuple<Tensor, Tensor> reparameterize_kl_backward(
     inputs.args.grad_kl = data<typename Inputs<scalar_t>::acc_t>(grad_kl);
     if (need_mu) inputs.args.grad_mu = static_cast<scalar_t*>(grad_mu.data_ptr());
     if (need_logvar) inputs.args.grad_logvar = static_cast<scalar_t*>(grad_logvar.data_ptr());
-    for_rows(rows, rows * width * samples * kElementWork, [&](int64_t first, int64_t last) {
-      loops<scalar_t>().backward(inputs.args, first, last);
-    });
+    for_rows(rows, rows * width * samples * kElementWork,
+             [&](int64_t first, int64_t last) { inputs.loops.backward(inputs.args, first, last); });
   });
   return {grad_mu, grad_logvar};
 }
@@ -212,9 +186,8 @@ Tensor reparameterize_kl_counted(const Tensor& mu, const Tensor& logvar,
     std::vector<acc_t> sums(blocks * width);
     for_rows(blocks, rows * width * kElementWork, [&](int64_t first, int64_t last) {
       for (int64_t b = first; b < last; ++b)
-        loops<scalar_t>().column_sums(inputs.args, b * kBlockRows,
-                                      std::min(rows, (b + 1) * kBlockRows),
-                                      sums.data() + b * width);
+        inputs.loops.column_sums(inputs.args, b * kBlockRows, std::min(rows, (b + 1) * kBlockRows),
+                                 sums.data() + b * width);
     });
     std::vector<double> total(width, 0.0);
     for (int64_t b = 0; b < blocks; ++b)

@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
-#include <type_traits>
 #include <vector>
 
 #include "../common/dispatch.h"
@@ -15,33 +14,6 @@
 
 namespace sparsevae {
 namespace {
-
-const RowAdagradTable& row_adagrad_table() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return row_adagrad_table_avx512();
-    case Isa::avx2:
-      return row_adagrad_table_avx2();
-    default:
-      break;
-  }
-#endif
-  return row_adagrad_table_generic();
-}
-
-template <typename scalar_t>
-RowAdagradLoop<scalar_t> row_adagrad_loop() {
-  const RowAdagradTable& t = row_adagrad_table();
-  if constexpr (std::is_same_v<scalar_t, float>)
-    return t.f32;
-  else if constexpr (std::is_same_v<scalar_t, double>)
-    return t.f64;
-  else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>)
-    return t.bf16;
-  else
-    return t.f16;
-}
 
 void row_adagrad(const Tensor& param, const Tensor& sum, const Tensor& rows_in,
                  const Tensor& grad_in, double lr, double eps) {
@@ -61,11 +33,11 @@ void row_adagrad(const Tensor& param, const Tensor& sum, const Tensor& rows_in,
                                         width,
                                         static_cast<acc_t>(lr),
                                         static_cast<acc_t>(eps)};
-    const auto loop = row_adagrad_loop<scalar_t>();
+    const auto& loops = loops_of<scalar_t>(isa_table<RowAdagradTable>());
     const int64_t parts = parts_for(n * width);
     const int64_t shares = parts * kSharesPerPart;
     parallel_shares(parts, shares, [&](int64_t, int64_t share) {
-      loop(args, n * share / shares, n * (share + 1) / shares);
+      loops.step(args, n * share / shares, n * (share + 1) / shares);
     });
   });
 }

@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
 
 #include "../common/row_adam.h"
 #include "../ops/row_adam.h"
@@ -16,31 +15,9 @@ namespace sparsevae {
 // Rows that are worked on at a time: what is known of them stays in the first cache.
 inline constexpr int64_t kRowAdamBlock = 64;
 
-inline const RowAdamTable& row_adam_table() {
-#if defined(__x86_64__)
-  switch (cpu_isa()) {
-    case Isa::avx512:
-      return row_adam_table_avx512();
-    case Isa::avx2:
-      return row_adam_table_avx2();
-    default:
-      break;
-  }
-#endif
-  return row_adam_table_generic();
-}
-
 template <typename scalar_t>
 const RowAdamLoops<scalar_t>& row_adam_loops() {
-  const RowAdamTable& t = row_adam_table();
-  if constexpr (std::is_same_v<scalar_t, float>)
-    return t.f32;
-  else if constexpr (std::is_same_v<scalar_t, double>)
-    return t.f64;
-  else if constexpr (std::is_same_v<scalar_t, bfloat16_bits>)
-    return t.bf16;
-  else
-    return t.f16;
+  return loops_of<scalar_t>(isa_table<RowAdamTable>());
 }
 
 // What a step of any row needs to know; gradient, decays and how many rows are known come with each

@@ -19,8 +19,9 @@
 #include "../common/order_keys.h"
 #include "../ops/topk.h"
 #include "contiguous.h"
+#include "isa.h"
+#include "isa/topk_isa.h"
 #include "scatter.h"
-#include "topk_loops_of.h"
 
 namespace sparsevae {
 namespace {
@@ -69,8 +70,8 @@ class RowSelector {
     acc_t threshold = first_threshold(row);
     const auto by_rank = std::greater<ranked_t<acc_t>>();
     for (int64_t next = 0; next < width_;) {
-      const int64_t count = topk_loops<scalar_t>().scan(row, &next, width_, threshold,
-                                                        value_.data(), position_.data(), capacity_);
+      const int64_t count =
+          loops_.scan(row, &next, width_, threshold, value_.data(), position_.data(), capacity_);
       for (int64_t c = 0; c < count; ++c) best_.push_back(ranked(value_[c], position_[c]));
       if (static_cast<int64_t>(best_.size()) < k_) continue;
       std::nth_element(best_.begin(), best_.begin() + (k_ - 1), best_.end(), by_rank);
@@ -97,8 +98,8 @@ class RowSelector {
   // known.
   acc_t first_threshold(const scalar_t* row) {
     constexpr acc_t kNone = std::numeric_limits<acc_t>::quiet_NaN();
-    const int64_t groups = topk_loops<scalar_t>().maxima(row, width_, maxima_.data(),
-                                                         static_cast<int64_t>(maxima_.size()));
+    const int64_t groups =
+        loops_.maxima(row, width_, maxima_.data(), static_cast<int64_t>(maxima_.size()));
     if (groups < k_) return kNone;
     const auto least = maxima_.begin() + (k_ - 1);
     std::nth_element(maxima_.begin(), least, maxima_.begin() + groups, std::greater<acc_t>());
@@ -107,6 +108,7 @@ class RowSelector {
     return *least == kLowest ? kNone : std::nextafter(*least, kLowest);
   }
 
+  const TopKLoops<scalar_t>& loops_ = loops_of<scalar_t>(isa_table<TopKTable>());
   int64_t width_, k_, capacity_;
   std::vector<acc_t> value_;
   std::vector<int32_t> position_;

@@ -5,14 +5,14 @@
 #include <cstdint>
 
 #include "../../common/activation.h"
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
 
 constexpr int64_t mask_bytes(int64_t width) { return (width + 7) / 8; }
 
-// acc_t is float for the 16-bit types, else scalar_t. Matrices are (n_rows, width), contiguous.
-template <typename scalar_t, typename acc_t>
+// Matrices are (n_rows, width), contiguous.
+template <typename scalar_t, typename acc_t = wide_t<scalar_t>>
 struct ActivityForward {
   const scalar_t* h;
   scalar_t* activated;
@@ -25,7 +25,7 @@ struct ActivityForward {
   uint8_t* mask;
 };
 
-template <typename scalar_t, typename acc_t>
+template <typename scalar_t, typename acc_t = wide_t<scalar_t>>
 struct ActivityBackward {
   const scalar_t* grad_activated;  // or nullptr; row r begins at r * grad_stride
   const acc_t* grad_penalty;       // (n_rows,) or nullptr
@@ -40,26 +40,19 @@ struct ActivityBackward {
   const uint8_t* mask;  // as the forward pass wrote it, or nullptr
 };
 
-template <typename scalar_t, typename acc_t>
+template <typename scalar_t>
 struct ActivityLoops {
   // Rows [first, last).
-  void (*forward)(const ActivityForward<scalar_t, acc_t>&, int64_t first, int64_t last);
-  void (*backward)(const ActivityBackward<scalar_t, acc_t>&, int64_t first, int64_t last);
+  void (*forward)(const ActivityForward<scalar_t>&, int64_t first, int64_t last);
+  void (*backward)(const ActivityBackward<scalar_t>&, int64_t first, int64_t last);
   // sums[j] = sum over n_rows rows of h[row, j], in an order that n_rows alone decides.
-  void (*column_sums)(const scalar_t* h, int64_t n_rows, int64_t width, acc_t* sums);
+  void (*column_sums)(const scalar_t* h, int64_t n_rows, int64_t width, wide_t<scalar_t>* sums);
 };
 
-struct ActivityTable {
-  ActivityLoops<float, float> f32;
-  ActivityLoops<double, double> f64;
-  ActivityLoops<bfloat16_bits, float> bf16;
-  ActivityLoops<float16_bits, float> f16;
+struct ActivityTable : PerType<ActivityLoops> {
+  static const ActivityTable& isa_generic();
+  static const ActivityTable& isa_avx2();
+  static const ActivityTable& isa_avx512();
 };
-
-const ActivityTable& activity_table_generic();
-#if defined(__x86_64__)
-const ActivityTable& activity_table_avx2();
-const ActivityTable& activity_table_avx512();
-#endif
 
 }  // namespace sparsevae

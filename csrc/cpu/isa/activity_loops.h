@@ -394,14 +394,13 @@ void column_sums(const scalar_t* h, int64_t n_rows, int64_t width, acc_t* sums) 
   }
 }
 
-template <typename scalar_t, typename acc_t>
-constexpr ActivityLoops<scalar_t, acc_t> activity_loops() {
-  return {&forward<scalar_t, acc_t>, &backward<scalar_t, acc_t>, &column_sums<scalar_t, acc_t>};
-}
-
-inline constexpr ActivityTable make_activity_table() {
-  return {activity_loops<float, float>(), activity_loops<double, double>(),
-          activity_loops<bfloat16_bits, float>(), activity_loops<float16_bits, float>()};
-}
+constexpr ActivityTable kTable{per_type<ActivityLoops>([]<typename T>() {
+  return ActivityLoops<T>{&forward<T, wide_t<T>>, &backward<T, wide_t<T>>,
+                          &column_sums<T, wide_t<T>>};
+})};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::ActivityTable& sparsevae::ActivityTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

@@ -1,13 +1,4 @@
-// Compiled with the flags of generic (see setup.py); must not include anything that other files
-// share inline.
+// Compiled with the flags of generic (see tools/extension_build.py); must not include anything that
+// other files share inline.
 #define SPARSEVAE_ISA isa_generic
 #include "csr_linear_loops.h"
-
-namespace sparsevae {
-
-const CsrLinearTable& csr_linear_table_generic() {
-  static constexpr CsrLinearTable table = SPARSEVAE_ISA::make_table("generic");
-  return table;
-}
-
-}  // namespace sparsevae

@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
 
@@ -48,22 +48,13 @@ struct CsrLinearLoops {
   void (*row_dots)(const RowDots<scalar_t, index_t>&, int64_t first, int64_t last);
 };
 
-struct CsrLinearTable {
-  const char* isa;
-  CsrLinearLoops<float, int32_t> f32_i32;
-  CsrLinearLoops<float, int64_t> f32_i64;
-  CsrLinearLoops<double, int32_t> f64_i32;
-  CsrLinearLoops<double, int64_t> f64_i64;
-  CsrLinearLoops<bfloat16_bits, int32_t> bf16_i32;
-  CsrLinearLoops<bfloat16_bits, int64_t> bf16_i64;
-  CsrLinearLoops<float16_bits, int32_t> f16_i32;
-  CsrLinearLoops<float16_bits, int64_t> f16_i64;
-};
+template <typename scalar_t>
+struct CsrLinearPerIndex : CsrLinearLoops<scalar_t, int32_t>, CsrLinearLoops<scalar_t, int64_t> {};
 
-const CsrLinearTable& csr_linear_table_generic();
-#if defined(__x86_64__)
-const CsrLinearTable& csr_linear_table_avx2();
-const CsrLinearTable& csr_linear_table_avx512();
-#endif
+struct CsrLinearTable : PerType<CsrLinearPerIndex> {
+  static const CsrLinearTable& isa_generic();
+  static const CsrLinearTable& isa_avx2();
+  static const CsrLinearTable& isa_avx512();
+};
 
 }  // namespace sparsevae

@@ -318,21 +318,13 @@ void row_dots(const RowDots<scalar_t, index_t>& a, int64_t first, int64_t last) 
   }
 }
 
-template <typename scalar_t, typename index_t>
-constexpr CsrLinearLoops<scalar_t, index_t> loops() {
-  return {&segment_sum<scalar_t, index_t>, &row_dots<scalar_t, index_t>};
-}
-
-inline constexpr CsrLinearTable make_table(const char* isa) {
-  return {isa,
-          loops<float, int32_t>(),
-          loops<float, int64_t>(),
-          loops<double, int32_t>(),
-          loops<double, int64_t>(),
-          loops<bfloat16_bits, int32_t>(),
-          loops<bfloat16_bits, int64_t>(),
-          loops<float16_bits, int32_t>(),
-          loops<float16_bits, int64_t>()};
-}
+constexpr CsrLinearTable kTable{per_type<CsrLinearPerIndex>([]<typename T>() {
+  return CsrLinearPerIndex<T>{{&segment_sum<T, int32_t>, &row_dots<T, int32_t>},
+                              {&segment_sum<T, int64_t>, &row_dots<T, int64_t>}};
+})};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::CsrLinearTable& sparsevae::CsrLinearTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

@@ -3,13 +3,4 @@
 #if defined(__x86_64__)
 #define SPARSEVAE_ISA isa_avx2
 #include "jumprelu_loops.h"
-
-namespace sparsevae {
-
-const JumpReLUTable& jumprelu_table_avx2() {
-  static constexpr JumpReLUTable table = SPARSEVAE_ISA::make_jumprelu_table();
-  return table;
-}
-
-}  // namespace sparsevae
 #endif

@@ -2,12 +2,3 @@
 // other files share inline.
 #define SPARSEVAE_ISA isa_generic
 #include "jumprelu_loops.h"
-
-namespace sparsevae {
-
-const JumpReLUTable& jumprelu_table_generic() {
-  static constexpr JumpReLUTable table = SPARSEVAE_ISA::make_jumprelu_table();
-  return table;
-}
-
-}  // namespace sparsevae

@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
 
-template <typename scalar_t, typename acc_t>
+template <typename scalar_t, typename acc_t = wide_t<scalar_t>>
 struct JumpReLUForward {
   const scalar_t* h;       // (rows, width)
   const acc_t* threshold;  // (width,)
@@ -16,7 +16,7 @@ struct JumpReLUForward {
   int64_t width;
 };
 
-template <typename scalar_t, typename acc_t>
+template <typename scalar_t, typename acc_t = wide_t<scalar_t>>
 struct JumpReLUBackward {
   const scalar_t* grad_out;  // (rows, width) or nullptr for zeros
   const acc_t* grad_count;   // (rows,) or nullptr for zeros
@@ -27,27 +27,20 @@ struct JumpReLUBackward {
   int64_t width;
 };
 
-template <typename scalar_t, typename acc_t>
+template <typename scalar_t>
 struct JumpReLULoops {
   // Rows [first, last).
-  void (*forward)(const JumpReLUForward<scalar_t, acc_t>&, int64_t first, int64_t last);
+  void (*forward)(const JumpReLUForward<scalar_t>&, int64_t first, int64_t last);
   // Rows [first, last): writes their grad_h, and adds, row after row, to sum (width,), unless it is
   // null, near * (threshold * grad_out + grad_count).
-  void (*backward)(const JumpReLUBackward<scalar_t, acc_t>&, int64_t first, int64_t last,
-                   acc_t* sum);
+  void (*backward)(const JumpReLUBackward<scalar_t>&, int64_t first, int64_t last,
+                   wide_t<scalar_t>* sum);
 };
 
-struct JumpReLUTable {
-  JumpReLULoops<float, float> f32;
-  JumpReLULoops<double, double> f64;
-  JumpReLULoops<bfloat16_bits, float> bf16;
-  JumpReLULoops<float16_bits, float> f16;
+struct JumpReLUTable : PerType<JumpReLULoops> {
+  static const JumpReLUTable& isa_generic();
+  static const JumpReLUTable& isa_avx2();
+  static const JumpReLUTable& isa_avx512();
 };
-
-const JumpReLUTable& jumprelu_table_generic();
-#if defined(__x86_64__)
-const JumpReLUTable& jumprelu_table_avx2();
-const JumpReLUTable& jumprelu_table_avx512();
-#endif
 
 }  // namespace sparsevae

@@ -91,11 +91,12 @@ void backward(const JumpReLUBackward<scalar_t, acc_t>& a, int64_t first, int64_t
   }
 }
 
-inline constexpr JumpReLUTable make_jumprelu_table() {
-  return {{&forward<float, float>, &backward<float, float>},
-          {&forward<double, double>, &backward<double, double>},
-          {&forward<bfloat16_bits, float>, &backward<bfloat16_bits, float>},
-          {&forward<float16_bits, float>, &backward<float16_bits, float>}};
-}
+constexpr JumpReLUTable kTable{per_type<JumpReLULoops>([]<typename T>() {
+  return JumpReLULoops<T>{&forward<T, wide_t<T>>, &backward<T, wide_t<T>>};
+})};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::JumpReLUTable& sparsevae::JumpReLUTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

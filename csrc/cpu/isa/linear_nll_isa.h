@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
 
@@ -20,17 +20,10 @@ struct LinearNllLoops {
   void (*add)(const scalar_t* x, int64_t n, acc_t* total);
 };
 
-struct LinearNllTable {
-  LinearNllLoops<float> f32;
-  LinearNllLoops<double> f64;
-  LinearNllLoops<bfloat16_bits> bf16;
-  LinearNllLoops<float16_bits> f16;
+struct LinearNllTable : PerType<LinearNllLoops> {
+  static const LinearNllTable& isa_generic();
+  static const LinearNllTable& isa_avx2();
+  static const LinearNllTable& isa_avx512();
 };
-
-const LinearNllTable& linear_nll_table_generic();
-#if defined(__x86_64__)
-const LinearNllTable& linear_nll_table_avx2();
-const LinearNllTable& linear_nll_table_avx512();
-#endif
 
 }  // namespace sparsevae

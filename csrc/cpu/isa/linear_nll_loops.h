@@ -35,15 +35,12 @@ struct LinearNll {
   }
 };
 
-template <typename scalar_t>
-constexpr LinearNllLoops<scalar_t> make_linear_nll_loops() {
-  using L = LinearNll<scalar_t>;
-  return {L::load, L::store, L::add};
-}
-
-constexpr LinearNllTable make_linear_nll_table() {
-  return {make_linear_nll_loops<float>(), make_linear_nll_loops<double>(),
-          make_linear_nll_loops<bfloat16_bits>(), make_linear_nll_loops<float16_bits>()};
-}
+constexpr LinearNllTable kTable{per_type<LinearNllLoops>([]<typename T>() {
+  return LinearNllLoops<T>{&LinearNll<T>::load, &LinearNll<T>::store, &LinearNll<T>::add};
+})};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::LinearNllTable& sparsevae::LinearNllTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

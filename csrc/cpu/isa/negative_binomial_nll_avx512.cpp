@@ -3,13 +3,4 @@
 #if defined(__x86_64__)
 #define SPARSEVAE_ISA isa_avx512
 #include "negative_binomial_nll_loops.h"
-
-namespace sparsevae {
-
-const NegativeBinomialTables& negative_binomial_tables_avx512() {
-  static constexpr NegativeBinomialTables tables = SPARSEVAE_ISA::make_negative_binomial_tables();
-  return tables;
-}
-
-}  // namespace sparsevae
 #endif

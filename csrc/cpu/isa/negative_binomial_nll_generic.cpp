@@ -2,12 +2,3 @@
 // other files share inline.
 #define SPARSEVAE_ISA isa_generic
 #include "negative_binomial_nll_loops.h"
-
-namespace sparsevae {
-
-const NegativeBinomialTables& negative_binomial_tables_generic() {
-  static constexpr NegativeBinomialTables tables = SPARSEVAE_ISA::make_negative_binomial_tables();
-  return tables;
-}
-
-}  // namespace sparsevae

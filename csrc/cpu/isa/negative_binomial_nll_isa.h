@@ -23,12 +23,7 @@ struct LibraryLoops {
                    scalar_t* grad);
 };
 
-struct LibraryTable {
-  LibraryLoops<float> f32;
-  LibraryLoops<double> f64;
-  LibraryLoops<bfloat16_bits> bf16;
-  LibraryLoops<float16_bits> f16;
-};
+using LibraryTable = PerType<LibraryLoops>;
 
 struct NegativeBinomialTables {
   NllTable plain;
@@ -36,12 +31,10 @@ struct NegativeBinomialTables {
   LibraryTable library;
   void (*exp_f32)(const float* x, int64_t n, float* out);
   void (*exp_f64)(const double* x, int64_t n, double* out);
-};
 
-const NegativeBinomialTables& negative_binomial_tables_generic();
-#if defined(__x86_64__)
-const NegativeBinomialTables& negative_binomial_tables_avx2();
-const NegativeBinomialTables& negative_binomial_tables_avx512();
-#endif
+  static const NegativeBinomialTables& isa_generic();
+  static const NegativeBinomialTables& isa_avx2();
+  static const NegativeBinomialTables& isa_avx512();
+};
 
 }  // namespace sparsevae

@@ -155,30 +155,22 @@ void exp_of_row(const acc_t* x, int64_t n, acc_t* out) {
 
 // ---- tables ------------------------------------------------------------------------------------
 
-template <bool kInflated, typename scalar_t>
-constexpr NllLoops<scalar_t> nb_loops() {
-  return {&nb_value<kInflated, scalar_t>, &nb_gradient<kInflated, scalar_t>,
-          &nb_value_and_gradient<kInflated, scalar_t>};
-}
-
 template <bool kInflated>
-constexpr NllTable nb_table() {
-  return {nb_loops<kInflated, float>(), nb_loops<kInflated, double>(),
-          nb_loops<kInflated, bfloat16_bits>(), nb_loops<kInflated, float16_bits>()};
+consteval NllTable nb_table() {
+  return per_type<NllLoops>([]<typename T>() {
+    return NllLoops<T>{&nb_value<kInflated, T>, &nb_gradient<kInflated, T>,
+                       &nb_value_and_gradient<kInflated, T>};
+  });
 }
 
-template <typename scalar_t>
-constexpr LibraryLoops<scalar_t> library_loops() {
-  return {&row_logsumexp<scalar_t>, &library_gradient<scalar_t>};
-}
+constexpr LibraryTable kLibraryTable = per_type<LibraryLoops>(
+    []<typename T>() { return LibraryLoops<T>{&row_logsumexp<T>, &library_gradient<T>}; });
 
-inline constexpr NegativeBinomialTables make_negative_binomial_tables() {
-  return {nb_table<false>(),
-          nb_table<true>(),
-          {library_loops<float>(), library_loops<double>(), library_loops<bfloat16_bits>(),
-           library_loops<float16_bits>()},
-          &exp_of_row<float>,
-          &exp_of_row<double>};
-}
+constexpr NegativeBinomialTables kTable{nb_table<false>(), nb_table<true>(), kLibraryTable,
+                                        &exp_of_row<float>, &exp_of_row<double>};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::NegativeBinomialTables& sparsevae::NegativeBinomialTables::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

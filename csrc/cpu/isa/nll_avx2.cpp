@@ -3,13 +3,4 @@
 #if defined(__x86_64__)
 #define SPARSEVAE_ISA isa_avx2
 #include "nll_tables.h"
-
-namespace sparsevae {
-
-const NllTables& nll_tables_avx2() {
-  static constexpr NllTables table = SPARSEVAE_ISA::make_nll_tables();
-  return table;
-}
-
-}  // namespace sparsevae
 #endif

@@ -1,9 +1,10 @@
 // The inner loops of the likelihoods, as one table of functions per likelihood and instruction set.
-// Free of torch. What they work on is in nll_piece.h; `loops_of` in ../nll_loops_of.h picks the
-// table of this machine.
+// Free of torch. What they work on is in nll_piece.h; nll_tables() in ../nll_loops_of.h
+// gives those of this machine.
 #pragma once
 
 #include "nll_piece.h"
+#include "table.h"
 
 namespace sparsevae {
 
@@ -18,12 +19,7 @@ struct NllLoops {
   double (*value_and_gradient)(const NllPiece<scalar_t>&);
 };
 
-struct NllTable {
-  NllLoops<float> f32;
-  NllLoops<double> f64;
-  NllLoops<bfloat16_bits> bf16;
-  NllLoops<float16_bits> f16;
-};
+using NllTable = PerType<NllLoops>;
 
 // The multinomial needs the log-sum-exp of the whole row before anything else.
 template <typename scalar_t>
@@ -41,12 +37,7 @@ struct MultinomialNllLoops {
   void (*gradient)(const NllPiece<scalar_t>&, acc_t lse, acc_t total);
 };
 
-struct MultinomialNllTable {
-  MultinomialNllLoops<float> f32;
-  MultinomialNllLoops<double> f64;
-  MultinomialNllLoops<bfloat16_bits> bf16;
-  MultinomialNllLoops<float16_bits> f16;
-};
+using MultinomialNllTable = PerType<MultinomialNllLoops>;
 
 // Everything on given predictions that one instruction set has.
 struct NllTables {
@@ -54,12 +45,10 @@ struct NllTables {
   NllTable poisson;    // x: log-rates
   NllTable gaussian;   // x: means; x2: log-variances, or null for unit variance
   MultinomialNllTable multinomial;
-};
 
-const NllTables& nll_tables_generic();
-#if defined(__x86_64__)
-const NllTables& nll_tables_avx2();
-const NllTables& nll_tables_avx512();
-#endif
+  static const NllTables& isa_generic();
+  static const NllTables& isa_avx2();
+  static const NllTables& isa_avx512();
+};
 
 }  // namespace sparsevae

@@ -6,19 +6,17 @@
 
 namespace sparsevae::SPARSEVAE_ISA {
 
+// Of a likelihood L that is a sum over cells.
 template <typename L>
-constexpr NllTable cell_nll_table() {
-  return {cell_nll_loops<L, float>(), cell_nll_loops<L, double>(),
-          cell_nll_loops<L, bfloat16_bits>(), cell_nll_loops<L, float16_bits>()};
+consteval NllTable cell_nll_table() {
+  return per_type<NllLoops>([]<typename T>() { return cell_nll_loops<L, T>(); });
 }
 
-inline constexpr NllTables make_nll_tables() {
-  return {cell_nll_table<BernoulliNll>(),
-          cell_nll_table<PoissonNll>(),
-          {gaussian_nll_loops<float>(), gaussian_nll_loops<double>(),
-           gaussian_nll_loops<bfloat16_bits>(), gaussian_nll_loops<float16_bits>()},
-          {multinomial_nll_loops<float>(), multinomial_nll_loops<double>(),
-           multinomial_nll_loops<bfloat16_bits>(), multinomial_nll_loops<float16_bits>()}};
-}
+constexpr NllTables kTable{
+    cell_nll_table<BernoulliNll>(), cell_nll_table<PoissonNll>(),
+    per_type<NllLoops>([]<typename T>() { return gaussian_nll_loops<T>(); }),
+    per_type<MultinomialNllLoops>([]<typename T>() { return multinomial_nll_loops<T>(); })};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::NllTables& sparsevae::NllTables::SPARSEVAE_ISA() { return SPARSEVAE_ISA::kTable; }

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
 
@@ -42,18 +42,10 @@ struct ReparameterizeKlLoops {
   void (*column_sums)(const Args&, int64_t first_row, int64_t last_row, typename Args::acc_t* out);
 };
 
-struct ReparameterizeKlTable {
-  const char* isa;
-  ReparameterizeKlLoops<float> f32;
-  ReparameterizeKlLoops<double> f64;
-  ReparameterizeKlLoops<bfloat16_bits> bf16;
-  ReparameterizeKlLoops<float16_bits> f16;
+struct ReparameterizeKlTable : PerType<ReparameterizeKlLoops> {
+  static const ReparameterizeKlTable& isa_generic();
+  static const ReparameterizeKlTable& isa_avx2();
+  static const ReparameterizeKlTable& isa_avx512();
 };
-
-const ReparameterizeKlTable& reparameterize_kl_table_generic();
-#if defined(__x86_64__)
-const ReparameterizeKlTable& reparameterize_kl_table_avx2();
-const ReparameterizeKlTable& reparameterize_kl_table_avx512();
-#endif
 
 }  // namespace sparsevae

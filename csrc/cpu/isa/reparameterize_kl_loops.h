@@ -247,14 +247,12 @@ void backward(const ReparameterizeKl<scalar_t>& a, int64_t first_row, int64_t la
                      : backward_rows<false>(a, first_row, last_row);
 }
 
-template <typename scalar_t>
-constexpr ReparameterizeKlLoops<scalar_t> reparameterize_kl_loops() {
-  return {&forward<scalar_t>, &backward<scalar_t>, &column_sums<scalar_t>};
-}
-
-inline constexpr ReparameterizeKlTable make_reparameterize_kl_table(const char* isa) {
-  return {isa, reparameterize_kl_loops<float>(), reparameterize_kl_loops<double>(),
-          reparameterize_kl_loops<bfloat16_bits>(), reparameterize_kl_loops<float16_bits>()};
-}
+constexpr ReparameterizeKlTable kTable{per_type<ReparameterizeKlLoops>([]<typename T>() {
+  return ReparameterizeKlLoops<T>{&forward<T>, &backward<T>, &column_sums<T>};
+})};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::ReparameterizeKlTable& sparsevae::ReparameterizeKlTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

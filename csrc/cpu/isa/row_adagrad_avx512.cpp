@@ -3,13 +3,4 @@
 #if defined(__x86_64__)
 #define SPARSEVAE_ISA isa_avx512
 #include "row_adagrad_loops.h"
-
-namespace sparsevae {
-
-const RowAdagradTable& row_adagrad_table_avx512() {
-  static constexpr RowAdagradTable table = SPARSEVAE_ISA::make_row_adagrad_table();
-  return table;
-}
-
-}  // namespace sparsevae
 #endif

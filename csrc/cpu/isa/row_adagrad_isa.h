@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
 
@@ -18,21 +18,16 @@ struct RowAdagradStep {
   acc_t lr, eps;
 };
 
-// Row row[u] of the table with row u of grad, for u in [first, last).
 template <typename scalar_t>
-using RowAdagradLoop = void (*)(const RowAdagradStep<scalar_t>&, int64_t first, int64_t last);
-
-struct RowAdagradTable {
-  RowAdagradLoop<float> f32;
-  RowAdagradLoop<double> f64;
-  RowAdagradLoop<bfloat16_bits> bf16;
-  RowAdagradLoop<float16_bits> f16;
+struct RowAdagradLoops {
+  // Row row[u] of the table with row u of grad, for u in [first, last).
+  void (*step)(const RowAdagradStep<scalar_t>&, int64_t first, int64_t last);
 };
 
-const RowAdagradTable& row_adagrad_table_generic();
-#if defined(__x86_64__)
-const RowAdagradTable& row_adagrad_table_avx2();
-const RowAdagradTable& row_adagrad_table_avx512();
-#endif
+struct RowAdagradTable : PerType<RowAdagradLoops> {
+  static const RowAdagradTable& isa_generic();
+  static const RowAdagradTable& isa_avx2();
+  static const RowAdagradTable& isa_avx512();
+};
 
 }  // namespace sparsevae

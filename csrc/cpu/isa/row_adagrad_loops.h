@@ -54,9 +54,11 @@ void row_adagrad(const RowAdagradStep<scalar_t>& a, int64_t first, int64_t last)
   }
 }
 
-inline constexpr RowAdagradTable make_row_adagrad_table() {
-  return {&row_adagrad<float>, &row_adagrad<double>, &row_adagrad<bfloat16_bits>,
-          &row_adagrad<float16_bits>};
-}
+constexpr RowAdagradTable kTable{
+    per_type<RowAdagradLoops>([]<typename T>() { return RowAdagradLoops<T>{&row_adagrad<T>}; })};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::RowAdagradTable& sparsevae::RowAdagradTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

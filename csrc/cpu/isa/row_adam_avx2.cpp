@@ -3,13 +3,4 @@
 #if defined(__x86_64__)
 #define SPARSEVAE_ISA isa_avx2
 #include "row_adam_loops.h"
-
-namespace sparsevae {
-
-const RowAdamTable& row_adam_table_avx2() {
-  static constexpr RowAdamTable table = SPARSEVAE_ISA::make_row_adam_table();
-  return table;
-}
-
-}  // namespace sparsevae
 #endif

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
 #include "../../common/row_gap.h"
+#include "table.h"
 
 namespace sparsevae {
 
@@ -60,17 +60,10 @@ struct RowAdamLoops {
                    int64_t n);
 };
 
-struct RowAdamTable {
-  RowAdamLoops<float> f32;
-  RowAdamLoops<double> f64;
-  RowAdamLoops<bfloat16_bits> bf16;
-  RowAdamLoops<float16_bits> f16;
+struct RowAdamTable : PerType<RowAdamLoops> {
+  static const RowAdamTable& isa_generic();
+  static const RowAdamTable& isa_avx2();
+  static const RowAdamTable& isa_avx512();
 };
-
-const RowAdamTable& row_adam_table_generic();
-#if defined(__x86_64__)
-const RowAdamTable& row_adam_table_avx2();
-const RowAdamTable& row_adam_table_avx512();
-#endif
 
 }  // namespace sparsevae

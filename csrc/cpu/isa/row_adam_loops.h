@@ -130,14 +130,11 @@ void catch_up(const RowAdamCatchUp<scalar_t>& a, const int64_t* row,
   }
 }
 
-template <typename scalar_t>
-inline constexpr RowAdamLoops<scalar_t> make_row_adam_loops() {
-  return {&step<scalar_t>, &catch_up<scalar_t>};
-}
-
-inline constexpr RowAdamTable make_row_adam_table() {
-  return {make_row_adam_loops<float>(), make_row_adam_loops<double>(),
-          make_row_adam_loops<bfloat16_bits>(), make_row_adam_loops<float16_bits>()};
-}
+constexpr RowAdamTable kTable{
+    per_type<RowAdamLoops>([]<typename T>() { return RowAdamLoops<T>{&step<T>, &catch_up<T>}; })};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::RowAdamTable& sparsevae::RowAdamTable::SPARSEVAE_ISA() {
+  return SPARSEVAE_ISA::kTable;
+}

@@ -4,21 +4,9 @@
 
 #include <cstdint>
 
-#include "../../common/half.h"
+#include "table.h"
 
 namespace sparsevae {
-
-template <typename scalar_t>
-struct Wide {
-  using type = float;
-};
-template <>
-struct Wide<double> {
-  using type = double;
-};
-// What a type is compared in: float for the 16-bit types.
-template <typename scalar_t>
-using wide_t = typename Wide<scalar_t>::type;
 
 // Room that a buffer must have beyond its capacity, because the last vectors are written whole.
 constexpr int64_t kScanSlack = 64;
@@ -37,17 +25,10 @@ struct TopKLoops {
   int64_t (*maxima)(const scalar_t* x, int64_t n, wide_t<scalar_t>* out, int64_t limit);
 };
 
-struct TopKTable {
-  TopKLoops<float> f32;
-  TopKLoops<double> f64;
-  TopKLoops<bfloat16_bits> bf16;
-  TopKLoops<float16_bits> f16;
+struct TopKTable : PerType<TopKLoops> {
+  static const TopKTable& isa_generic();
+  static const TopKTable& isa_avx2();
+  static const TopKTable& isa_avx512();
 };
-
-const TopKTable& topk_table_generic();
-#if defined(__x86_64__)
-const TopKTable& topk_table_avx2();
-const TopKTable& topk_table_avx512();
-#endif
 
 }  // namespace sparsevae

@@ -167,14 +167,9 @@ int64_t maxima(const scalar_t* x, int64_t n, wide_t<scalar_t>* out, int64_t limi
   return runs * S::kWidth;
 }
 
-template <typename scalar_t>
-inline constexpr TopKLoops<scalar_t> topk_loops() {
-  return {&scan<scalar_t>, &maxima<scalar_t>};
-}
-
-inline constexpr TopKTable make_topk_table() {
-  return {topk_loops<float>(), topk_loops<double>(), topk_loops<bfloat16_bits>(),
-          topk_loops<float16_bits>()};
-}
+constexpr TopKTable kTable{
+    per_type<TopKLoops>([]<typename T>() { return TopKLoops<T>{&scan<T>, &maxima<T>}; })};
 
 }  // namespace sparsevae::SPARSEVAE_ISA
+
+const sparsevae::TopKTable& sparsevae::TopKTable::SPARSEVAE_ISA() { return SPARSEVAE_ISA::kTable; }
