@@ -11,6 +11,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,6 +43,27 @@ def test_round_trip_keeps_values_types_and_strides(tmp_path):
     assert torch.equal(loaded["strided"], payload()["strided"])
     assert loaded["strided"].stride() == payload()["strided"].stride()
     assert loaded["plain"] == payload()["plain"]
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_numpy_scalars_are_written_as_numbers(tmp_path):
+    state = torch.nn.Linear(2, 2).state_dict()
+    given = {"lr": np.float64(0.25), "rows": [np.int32(3), (np.bool_(True), 2.0)], "state": state}
+    save_checkpoint({**given, np.int64(7): np.str_("text")}, tmp_path / "last.pt")
+    loaded = load_checkpoint(tmp_path / "last.pt")
+    assert loaded["lr"] == 0.25 and loaded["rows"] == [3, (True, 2.0)] and loaded[7] == "text"
+    found = [loaded["lr"], *loaded["rows"][1], *loaded, loaded[7]]
+    assert not any(isinstance(value, np.generic) for value in found)
+    assert loaded["state"]._metadata == state._metadata
+    assert type(given["lr"]) is np.float64  # the caller's own is left alone
+
+
+@pytest.mark.parametrize("value", [object(), np.zeros(3), Path("x")])
+def test_what_could_not_be_read_back_is_not_written(tmp_path, value):
+    save_checkpoint(payload(), tmp_path / "last.pt")
+    with pytest.raises(TypeError, match="the payload holds .*, which would not be read back"):
+        save_checkpoint({"config": {"a": value}}, tmp_path / "last.pt")
+    assert load_checkpoint(tmp_path / "last.pt")["plain"] == payload()["plain"]
     assert os.listdir(tmp_path) == ["last.pt"]
 
 

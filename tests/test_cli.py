@@ -138,6 +138,23 @@ def test_evaluate_on_other_data_takes_all_rows(trained, tmp_path, capsys):
         assert code == 2 and one_line(error) and "39 columns" in error and "on 40" in error
 
 
+def test_json_has_null_where_there_is_no_number(trained, tmp_path, capsys):
+    out, _ = trained
+    one = sp.csr_matrix((np.ones(9, np.float32), (range(9), range(9))), shape=(9, COLUMNS))
+    sp.save_npz(tmp_path / "one.npz", one)  # nothing to hold out, so nothing to rank
+    for command, name in (
+        (["evaluate", "--data", tmp_path / "one.npz"], "recall@20"),
+        (
+            ["sample", "--out", tmp_path / "x.npz", "--n", 3, "--length", 0],
+            "column_total_variation",
+        ),
+    ):
+        code, text, error = run(capsys, *command, "--checkpoint", out, "--json")
+        assert code == 0, error
+        found = json.loads(text, parse_constant=pytest.fail)  # NaN is no JSON
+        assert found[name] is None
+
+
 def test_recommend(trained, data, capsys):
     out, _ = trained
     arguments = ["recommend", "--checkpoint", out, "--data", data, "--rows", "0,3", "--k", "5"]

@@ -117,6 +117,9 @@ def test_getitem_int_and_errors():
         b[[[0]]]
     with pytest.raises(TypeError, match="row numbers in one dimension"):
         b[[0.5]]
+    for cell in ((1, 2), (slice(None), 0), (0,), None, ...):  # (1, 2) would be rows 1 and 2
+        with pytest.raises(TypeError, match="only rows can be picked"):
+            b[cell]
 
 
 def test_to_moves_everything():

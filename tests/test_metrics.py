@@ -234,6 +234,35 @@ def test_evaluate_without_anything_to_rank():
     assert result["dropped_rows"] == 3
 
 
+def test_evaluate_takes_entries_that_are_zero_or_stored_twice():
+    fold_in, held_out = split_fold_in(counts(25).astype(np.float64))
+    dropped = held_out.copy()
+    dropped.data[dropped.indptr[3] : dropped.indptr[4]] = 0.0  # row 3 has nothing but zeros
+    clean = dropped.copy()
+    clean.eliminate_zeros()
+    twice = sp.csr_matrix(
+        (clean.data.repeat(2) / 2, clean.indices.repeat(2), clean.indptr * 2), clean.shape
+    )
+    twice.has_canonical_format = True  # scipy's memory of arrays that were others
+    model = model_of("vae")
+    wanted = evaluate(model, fold_in, clean, ks=(5,))
+    assert wanted["dropped_rows"] == 1
+    assert evaluate(model, fold_in, dropped, ks=(5,)) == wanted
+    assert evaluate(model, fold_in, twice, ks=(5,)) == wanted
+    assert dropped.nnz == held_out.nnz  # the caller's matrices are left alone
+    assert twice.nnz == 2 * clean.nnz
+
+
+def test_a_duplicate_entry_goes_to_one_side():
+    columns = np.arange(20) // 2
+    fold_in, held_out = split_fold_in(
+        sp.csr_matrix((np.ones(20), columns, np.array([0, 20])), (1, 10))
+    )
+    assert (fold_in.nnz, held_out.nnz) == (8, 2)
+    assert (fold_in + held_out).toarray().tolist() == [[2.0] * 10]
+    assert not set(fold_in.indices) & set(held_out.indices)
+
+
 def test_evaluate_errors():
     fold_in, held_out = split_fold_in(counts())
     model = model_of("vae")
@@ -252,6 +281,13 @@ def test_evaluate_restores_the_mode_after_an_error():
         evaluate(model, fold_in, held_out)
     assert model.training
     assert torch.is_grad_enabled()
+
+
+def test_evaluate_leaves_frozen_parts_frozen():
+    model = model_of("vae").train()
+    model.encoder.eval()
+    evaluate(model, *split_fold_in(counts().astype(np.float64)))
+    assert model.training and model.output.training and not model.encoder.training
 
 
 def test_a_uniform_model_has_the_perplexity_of_its_vocabulary():

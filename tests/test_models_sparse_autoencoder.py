@@ -139,6 +139,13 @@ def test_encode_is_that_of_evaluation_and_leaves_no_trace(sparsity):
         assert ((code != 0).sum(1) <= 3).all()
 
 
+def test_encode_leaves_a_frozen_sparsity_frozen():
+    model = small(sparsity="batch_topk:3").train()
+    model.sparsity.eval()
+    model.encode(rows())
+    assert model.training and not model.sparsity.training
+
+
 def test_firing_is_counted_in_training_only():
     for sparsity in (None, "topk:3"):
         model = small(sparsity=sparsity).eval()

@@ -163,6 +163,8 @@ def test_valid_every(monkeypatch):
         {"valid_every": 0},
         {"optimizer": "sgd"},
         {"patience": 0},
+        {"stop_after": 0},
+        {"stop_after": -1},
         {"seed": -1},
         {"seed": 2**32},
     ],
@@ -175,6 +177,20 @@ def test_bad_options_are_value_errors(bad):
 def test_an_empty_data_set_is_a_value_error():
     with pytest.raises(ValueError, match="at least one training row"):
         fit(vae(), CSRDataset(counts()[:0]), progress=False)
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 2.5}, {"batch_size": "9"}, {"seed": True}])
+def test_a_number_that_is_no_int_is_a_type_error(bad):
+    with pytest.raises(TypeError, match=f"fit.*expected {next(iter(bad))} to be an int"):
+        train(vae(), **bad)
+
+
+def test_data_of_another_type_is_a_type_error():
+    with pytest.raises(TypeError, match="train_ds to be a CSRDataset, but got csr_matrix"):
+        fit(vae(), counts(), progress=False)
+    for valid in (counts(20), (dataset(20),)):
+        with pytest.raises(TypeError, match=r"valid to be a CSRDataset, a pair"):
+            train(vae(), valid=valid)
 
 
 # ---- the small pieces ----------------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -280,7 +283,7 @@ def test_sample_imitates_rows_for_a_model_without_prior(trained, tmp_path, capsy
     command = ("sample", "--checkpoint", trained / "sparse", "--out", file, "--n", 50)
     code, _, error = run(capsys, *command)
     assert (code, error.count("\n")) == (2, 1)
-    assert "no prior" in error
+    assert "no prior to draw from; give --imitate" in error
     code, text, error = run(capsys, *command, "--imitate", "--json")
     assert code == 0, error
     report = json.loads(text)
@@ -323,8 +326,24 @@ def test_other_file_names_and_missing_folders(trained, tmp_path, capsys):
     code, _, error = run(capsys, *command, tmp_path / "rows.csv")
     assert code == 2
     assert ".npz" in error
-    code, _, error = run(capsys, *command, tmp_path / "none" / "rows.npz")
+    missing = tmp_path / "none" / "rows.npz"
+    code, _, error = run(capsys, *command, missing)
     assert (code, error.count("\n")) == (1, 1)
+    assert f"{missing}: its directory does not exist" in error
+    code, _, error = run(capsys, *command, tmp_path)
+    assert (code, error.count("\n")) == (2, 1)
+
+
+def test_a_sample_that_cannot_be_written_names_its_file(trained, tmp_path, capsys, monkeypatch):
+    def full(file, *_):
+        Path(file).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+    monkeypatch.setattr(sp, "save_npz", full)
+    file = tmp_path / "rows.npz"
+    code, _, error = run(capsys, "sample", "--checkpoint", trained / "vae", "--n", 5, "--out", file)
+    assert (code, error) == (1, f"sparsevae sample: error: {file}: No space left on device\n")
+    assert not os.listdir(tmp_path)
 
 
 def test_split_used_for_dead_units(trained, data):

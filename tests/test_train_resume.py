@@ -12,7 +12,18 @@ import torch
 from train_toys import COLUMNS, Scripted, dae, dataset, same, scripted_metrics, train, vae
 
 from sparsevae_ext.models import MultVAE
-from sparsevae_ext.train import CheckpointError, Interrupted, load_checkpoint, loop
+from sparsevae_ext.train import (
+    CheckpointError,
+    Interrupted,
+    evaluate_run,
+    load_checkpoint,
+    load_run,
+    loop,
+    recommend_run,
+    sample_run,
+    save_checkpoint,
+    saved_settings,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -130,6 +141,14 @@ def test_resume_refuses_another_run(tmp_path):
     assert len(train(vae(), out=tmp_path, resume=True, epochs=3)) == 3
 
 
+def test_options_that_are_numpy_scalars_can_be_resumed(tmp_path):
+    options = dict(out=tmp_path, lr=np.float64(0.02), seed=np.int64(3), batch_size=np.int32(16))
+    model = MultVAE(COLUMNS, hidden=8, latent=4, beta=np.float32(0.25))
+    train(model, epochs=np.int64(1), config={"model": model.config()}, **options)
+    assert load_run(tmp_path)[0].config() == model.config()
+    assert len(train(model, resume=True, epochs=2, **options)) == 2
+
+
 def test_best_pt_is_made_good_when_the_process_died_before_linking_it(tmp_path):
     options = {"epochs": 3, "valid": dataset(20, seed=1), "lr": 0.02, "out": tmp_path}
     history = train(vae(), stop_after=1, **options)
@@ -139,3 +158,31 @@ def test_best_pt_is_made_good_when_the_process_died_before_linking_it(tmp_path):
     train(vae(), resume=True, **{**options, "epochs": 1})
     assert load_checkpoint(tmp_path / "best.pt")["epoch"] == 1
     assert sorted(os.listdir(tmp_path)) == ["best.pt", "history.csv", "last.pt"]
+
+
+def test_a_new_run_does_not_leave_the_best_of_the_one_before(tmp_path):
+    train(vae(), valid=dataset(20, seed=1), out=tmp_path)
+    assert (tmp_path / "best.pt").exists()
+    new = dae()
+    train(new, out=tmp_path, epochs=3, config={"model": new.config()})  # without validation
+    loaded, saved, path = load_run(tmp_path)
+    assert path.name == "last.pt" and saved["epoch"] == 3
+    assert torch.equal(loaded.encoder.weight, new.encoder.weight)
+    assert not (tmp_path / "best.pt").exists()
+
+
+def test_a_checkpoint_that_is_no_run_is_refused_in_one_line(tmp_path):
+    model = vae()
+    train(model, out=tmp_path, config={"model": model.config()})
+    for use in (
+        evaluate_run,
+        lambda run: recommend_run(run, [0]),
+        lambda run: sample_run(run, tmp_path / "x.npz", 3),
+    ):
+        with pytest.raises(CheckpointError, match=r"last\.pt was not written by `sparsevae train`"):
+            use(tmp_path)
+    assert load_run(tmp_path)[0].config() == model.config()
+    save_checkpoint({"weight": torch.ones(2)}, tmp_path / "last.pt")
+    for use in (load_run, saved_settings):
+        with pytest.raises(CheckpointError, match=r"last\.pt was not written by"):
+            use(tmp_path)

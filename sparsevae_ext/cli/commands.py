@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -123,11 +122,12 @@ def _stable_path(path: str) -> str:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a run."""
     from ..train import evaluate_run, report
+    from ..train.runs import strict_json
 
     device = _prepare_machine(arguments)
     result = evaluate_run(arguments.checkpoint, arguments.data, arguments.rows, device)
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print(strict_json(result))
     else:
         print(report.evaluation_report(result))
 
@@ -135,6 +135,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def recommend(arguments: argparse.Namespace) -> None:
     """Print the best columns for some rows."""
     from ..train import recommend_run, report
+    from ..train.runs import strict_json
 
     device = _prepare_machine(arguments)
     result = recommend_run(
@@ -146,7 +147,7 @@ def recommend(arguments: argparse.Namespace) -> None:
         device=device,
     )
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print(strict_json(result))
     else:
         print(report.recommendation_report(result))
 
@@ -154,6 +155,7 @@ def recommend(arguments: argparse.Namespace) -> None:
 def sample(arguments: argparse.Namespace) -> None:
     """Write rows drawn from a run and print how sparse they are beside the data."""
     from ..train import plots, sample_run
+    from ..train.runs import strict_json
 
     device = _prepare_machine(arguments)
     if arguments.plot:
@@ -173,7 +175,7 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         plots.sparsity_figure(report, arguments.plot, title=f"{len(rows):,} generated rows")
     if arguments.json:
-        print(json.dumps(report.to_dict(), indent=2))
+        print(strict_json(report.to_dict()))
     else:
         print(f"{report}\n\nwritten to {arguments.out}")
 

@@ -280,7 +280,7 @@ class CSRBatch:
         """Pick rows: an int, slice, sequence of ints, index tensor or bool mask (B,).
 
         Always gives a batch; an int gives one row. Negative numbers count from the end. The
-        transposed index is not carried over.
+        transposed index is not carried over. A tuple is refused: ``x[1, 2]`` is no cell here.
         """
         picked = row_numbers(rows, len(self), self.device)
         self._validate("CSRBatch.__getitem__", columns=False)

@@ -110,6 +110,12 @@ def row_numbers(rows: Any, n_rows: int, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(np.arange(*rows.indices(n_rows), dtype=np.int64)).to(device)
     if isinstance(rows, (int, np.integer)):
         rows = [rows]
+    # Elsewhere x[1, 2] is a cell; here it would silently be two rows.
+    if rows is None or rows is ... or isinstance(rows, tuple):
+        raise TypeError(
+            "CSRBatch.__getitem__(): expected an int, a slice, a list of ints, a tensor of them or a "
+            f"mask, but got {rows!r}; only rows can be picked"
+        )
     picked = torch.as_tensor(rows, device=device)
     if picked.dtype == torch.bool:
         if picked.shape != (n_rows,):

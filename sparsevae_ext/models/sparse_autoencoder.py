@@ -173,7 +173,7 @@ class SparseAutoencoder(LikelihoodModel):
     def encode(self, batch: CSRBatch | Tensor) -> Tensor:
         """Gives the dense code (B, hidden), as in evaluation mode whatever the mode."""
         x = self.hidden(self.rows(batch), noisy=False)
-        mode = self.training
+        mode = self.sparsity is not None and self.sparsity.training
         if self.sparsity is not None:
             # In training a BatchTopK would look at all rows together, and learn from them.
             self.sparsity.eval()
@@ -181,7 +181,7 @@ class SparseAutoencoder(LikelihoodModel):
             code, _ = self._code_and_penalty(x)
         finally:
             if self.sparsity is not None:
-                self.sparsity.train(mode)
+                self.sparsity.train(mode)  # its own: it may be frozen in a model in training
         return code.to_dense() if isinstance(code, CSRBatch) else code
 
     def decode_hidden(self, code: Tensor) -> Tensor:

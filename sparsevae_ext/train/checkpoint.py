@@ -11,6 +11,7 @@ directory. Whoever looks sees the old file or the new one, never a part of eithe
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import hashlib
 import os
@@ -19,7 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 __all__ = [
     "FORMAT_VERSION",
@@ -27,6 +30,7 @@ __all__ = [
     "clean_orphans",
     "link_checkpoint",
     "load_checkpoint",
+    "remove_checkpoint",
     "save_checkpoint",
     "write_atomic",
 ]
@@ -49,10 +53,12 @@ def save_checkpoint(payload: dict[str, Any], path: str | os.PathLike[str]) -> No
     """Write `payload` to `path` atomically, with a checksum.
 
     Args:
-        payload: plain Python types and tensors only (what `weights_only=True` reads back).
+        payload: plain Python types and tensors only (what `weights_only=True` reads back); NumPy's
+            scalars are written as Python's.
         path: the file to make or replace; its directory must exist.
 
     Raises:
+        TypeError: the payload holds something else, which could be written but not read back.
         CheckpointError: the file cannot be written (disk full, size limit, no permission). The
             file that was there before is untouched and no temporary file stays behind.
 
@@ -65,12 +71,19 @@ def save_checkpoint(payload: dict[str, Any], path: str | os.PathLike[str]) -> No
         3
     """
     target = Path(path)
-    document = {"format": _FORMAT, "version": FORMAT_VERSION, "payload": payload}
+    document = {"format": _FORMAT, "version": FORMAT_VERSION, "payload": _without_numpy(payload)}
 
     def write(file: BinaryIO) -> None:
         # An open file and not a path: torch then reports a full disk as OSError, else as an
         # internal position error that tells nobody anything.
         torch.save(document, file)
+        file.seek(0)
+        foreign = get_unsafe_globals_in_checkpoint(file)
+        if foreign:
+            raise TypeError(
+                "save_checkpoint(): expected plain Python types and tensors, but the payload holds "
+                f"{', '.join(sorted(foreign))}, which would not be read back"
+            )
         _append_checksum(file)
 
     try:
@@ -159,6 +172,17 @@ def link_checkpoint(source: str | os.PathLike[str], target: str | os.PathLike[st
         raise CheckpointError(_write_failure(target, error)) from error
 
 
+def remove_checkpoint(path: str | os.PathLike[str]) -> None:
+    """Remove a checkpoint, if it is there; raises CheckpointError if that is not possible."""
+    target = Path(path)
+    try:
+        target.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{target} could not be removed: {error.strerror or error}"
+        ) from error
+
+
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Replace a small file (metrics, history) as a whole; raises OSError."""
     raw = data.encode() if isinstance(data, str) else data
@@ -179,6 +203,29 @@ def clean_orphans(directory: str | os.PathLike[str]) -> list[Path]:
             path.unlink(missing_ok=True)
             removed.append(path)
     return removed
+
+
+def _without_numpy(value: Any) -> Any:
+    """The same with Python's numbers in place of NumPy's scalars, which cannot be read back.
+
+    They come in with an option such as ``lr=np.geomspace(1e-4, 1e-2, 5)[0]``. What has none in it is
+    returned as it is, so that a state_dict keeps its metadata.
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        pairs = [(_without_numpy(key), _without_numpy(part)) for key, part in value.items()]
+        if all(a is b and c is d for (a, c), (b, d) in zip(pairs, value.items(), strict=True)):
+            return value
+        plain = copy.copy(value)
+        plain.clear()
+        plain.update(pairs)
+        return plain
+    if type(value) in (list, tuple):
+        parts = [_without_numpy(part) for part in value]
+        same = all(a is b for a, b in zip(parts, value, strict=True))
+        return value if same else type(value)(parts)
+    return value
 
 
 def _temporary_name(target: Path) -> Path:

@@ -90,6 +90,7 @@ def fit(
         The measured epochs, see `History`.
 
     Raises:
+        TypeError: ``train_ds`` is no CSRDataset, or ``valid`` neither that nor a pair.
         ValueError: an option out of range, an empty data set, or options that contradict the
             checkpoint resumed from.
         NonFiniteLossError: the loss or a weight became NaN or infinite. Nothing non-finite is
@@ -119,8 +120,19 @@ def fit(
         optimizer=optimizer,
         valid_every=valid_every,
     )
-    if patience is not None and patience < 1:
-        raise ValueError(f"fit(): expected patience >= 1 or None, but got {patience}")
+    for name, number in (("patience", patience), ("stop_after", stop_after)):
+        if number is not None and number < 1:
+            raise ValueError(f"fit(): expected {name} >= 1 or None, but got {number}")
+    if not isinstance(train_ds, CSRDataset):
+        raise TypeError(
+            f"fit(): expected train_ds to be a CSRDataset, but got {type(train_ds).__name__}"
+        )
+    if not (valid is None or isinstance(valid, CSRDataset)):
+        if not isinstance(valid, tuple | list) or len(valid) != 2:
+            raise TypeError(
+                "fit(): expected valid to be a CSRDataset, a pair (fold_in, held_out) or None, but "
+                f"got {type(valid).__name__}"
+            )
     if len(train_ds) == 0:
         raise ValueError("fit(): expected at least one training row, but got an empty data set")
     if resume and out is None:

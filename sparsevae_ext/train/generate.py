@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from ..data import CSRBatch, SparsityReport, sparsity_report
-from ..models import LengthDistribution
+from ..models import LengthDistribution, Model
 from .runs import load_run, read_data
 from .validation import counts
 
@@ -61,8 +62,14 @@ def sample_run(
     """
     if n < 1:
         raise ValueError(f"sample_run(): expected n >= 1, but got {n}")
-    model, saved, _ = load_run(run, device)
-    ds, _ = read_data(saved, data_path)
+    out = _writable(Path(out))
+    model, saved, checkpoint = load_run(run, device)
+    if not imitate and type(model).prior_codes is Model.prior_codes:
+        raise ValueError(
+            f"{saved['config']['model']['name']} has no prior to draw from; give --imitate, to draw at "
+            "the codes of rows of the data"
+        )
+    ds, _ = read_data(saved, checkpoint, data_path)
     options: dict[str, Any] = {"seed": seed}
     for name, value in (("length", length), ("density", density), ("temperature", temperature)):
         if value is None:
@@ -86,16 +93,27 @@ def sample_run(
         batches = ds.rows(np.random.default_rng(seed).integers(len(ds), size=n)).batch_index
         options["batch_index"] = batches
     rows = model.sample(n, **options).to("cpu")
-    _write(Path(out), rows)
+    _write(out, rows)
     return rows, sparsity_report(rows, ds), picked
 
 
-def _write(path: Path, rows: CSRBatch) -> None:
+def _writable(path: Path) -> Path:
+    """The path, if a file can be there: said before the draw, which may take long."""
     if path.suffix != ".npz":
         raise ValueError(f"expected a file name that ends in .npz, but got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "its directory does not exist", str(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path
+
+
+def _write(path: Path, rows: CSRBatch) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
     try:
         sp.save_npz(temporary, rows.to_scipy())
         os.replace(temporary, path)
+    except OSError as error:  # of which the temporary file's name says nothing to anybody
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

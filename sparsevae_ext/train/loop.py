@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from ..data import CSRBatch, CSRDataset, CSRLoader
 from ..optim import RowAdam
-from .checkpoint import CheckpointError, link_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import (
+    CheckpointError,
+    link_checkpoint,
+    load_checkpoint,
+    remove_checkpoint,
+    save_checkpoint,
+)
 from .history import History, Row, TensorBoardLog
 from .interrupts import Interrupted, StopSignals
 from .metrics import split_fold_in
@@ -316,8 +322,11 @@ class Run:
         self._check_losses()
         path = self.out / "last.pt"
         save_checkpoint(self._payload(), path)
+        best = self.out / "best.pt"
         if self.batch == 0 and self.epoch and self.epoch == self.history.best_epoch:
-            link_checkpoint(path, self.out / "best.pt")
+            link_checkpoint(path, best)
+        elif self.history.best_epoch == 0:
+            remove_checkpoint(best)  # of another run: whoever loads this one would get its weights
         try:
             self.history.to_csv(self.out / "history.csv")
         except OSError as error:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data.batch import CSRBatch
+from ..data.canonical import is_canonical
 
 __all__ = [
     "Recommender",
@@ -86,10 +87,7 @@ def split_fold_in(
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"split_fold_in(): expected fraction in (0, 1), but got {fraction}")
-    rows = as_scipy(data, "split_fold_in")
-    if rows.nnz and not np.all(rows.data):
-        rows = rows.copy()
-        rows.eliminate_zeros()
+    rows = _entries(data, "split_fold_in")
     counts = np.diff(rows.indptr)
     # 1e-9: (1 - 0.8) * 5 is 0.9999999999999998 and means one entry.
     held = np.floor((1.0 - fraction) * counts + 1e-9).astype(np.int64)
@@ -209,7 +207,7 @@ def evaluate(
         raise ValueError(
             f"evaluate(): expected batch_size >= 1 and ks >= 1, but got {batch_size} and {ks}"
         )
-    shown, hidden = as_scipy(fold_in, "evaluate"), as_scipy(held_out, "evaluate")
+    shown, hidden = as_scipy(fold_in, "evaluate"), _entries(held_out, "evaluate")
     if shown.shape != hidden.shape:
         raise RuntimeError(
             f"evaluate(): expected fold_in and held_out of one shape, but got {shown.shape} and "
@@ -247,13 +245,15 @@ def evaluation_mode(model: Any) -> Iterator[torch.device]:
     if not isinstance(model, torch.nn.Module):
         yield torch.device("cpu")
         return
-    training = model.training
+    # Of each part: one that its owner has frozen stays so.
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield next((p.device for p in model.parameters()), torch.device("cpu"))
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def as_scipy(data: Any, op: str) -> sp.csr_matrix:
@@ -268,6 +268,19 @@ def as_scipy(data: Any, op: str) -> sp.csr_matrix:
     return data
 
 
+def _entries(data: Any, op: str) -> sp.csr_matrix:
+    """The rows as `as_scipy` gives them, every entry once and none of them 0."""
+    rows = as_scipy(data, op)
+    # Looked at, not asked for: scipy keeps what it once knew of arrays that may have changed since.
+    twice = not is_canonical(rows.indptr, rows.indices)
+    if twice or not np.all(rows.data):
+        rows = rows.copy()  # which knows nothing yet
+        if twice:
+            rows.sum_duplicates()
+        rows.eliminate_zeros()
+    return rows
+
+
 def _keep(rows: sp.csr_matrix, row_of: Array, chosen: Array) -> sp.csr_matrix:
     indptr = np.zeros(rows.shape[0] + 1, dtype=rows.indptr.dtype)
     np.cumsum(np.bincount(row_of[chosen], minlength=rows.shape[0]), out=indptr[1:])
@@ -277,10 +290,7 @@ def _keep(rows: sp.csr_matrix, row_of: Array, chosen: Array) -> sp.csr_matrix:
 def _hits(items: Array | Tensor, held_out: Any, k: int, op: str) -> tuple[Array, Array]:
     """Gives the hits (B, k) as float64 and the number of relevant items (B,)."""
     ranked = items.cpu().numpy() if isinstance(items, Tensor) else np.asarray(items)
-    relevant = as_scipy(held_out, op)
-    if relevant.nnz and not np.all(relevant.data):
-        relevant = relevant.copy()
-        relevant.eliminate_zeros()
+    relevant = _entries(held_out, op)
     if ranked.ndim != 2 or ranked.shape[0] != relevant.shape[0] or not 1 <= k <= ranked.shape[1]:
         raise ValueError(
             f"{op}(): expected items of shape ({relevant.shape[0]}, >= {k}) and k >= 1, but got "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 __all__ = ["FitOptions"]
 
 
@@ -24,6 +26,7 @@ class FitOptions:
         valid_every: epochs between validations; the last epoch is always validated.
 
     Raises:
+        TypeError: a number of something is no int.
         ValueError: an option is out of its range.
     """
 
@@ -37,9 +40,15 @@ class FitOptions:
     valid_every: int = 1
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch_size", 1), ("valid_every", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"fit(): expected {name} >= {low}, but got {getattr(self, name)}")
+        for name, low in (("epochs", 1), ("batch_size", 1), ("valid_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise TypeError(
+                    f"fit(): expected {name} to be an int, but got {type(value).__name__}"
+                )
+            if value < low:
+                raise ValueError(f"fit(): expected {name} >= {low}, but got {value}")
+            object.__setattr__(self, name, int(value))
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"fit(): expected lr > 0, but got {self.lr}")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):

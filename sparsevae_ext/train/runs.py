@@ -177,9 +177,9 @@ def evaluate_run(
         CheckpointError, DataFileError: a file cannot be read.
     """
     model, saved, path = load_run(run, device)
-    settings = RunSettings(**saved["config"]["settings"])
+    settings = _settings_in(saved, path)
+    ds, source = read_data(saved, path, data_path)
     facts = saved["config"]["data"]
-    ds, source = read_data(saved, data_path)
     parts = settings.split(facts["rows"])
     own = (len(ds), int(ds.nnz)) == (facts["rows"], facts["nnz"])
     if rows == "auto":
@@ -231,8 +231,8 @@ def recommend_run(
         ValueError: a row or `k` out of range, or data of another width.
         CheckpointError, DataFileError: a file cannot be read.
     """
-    model, saved, _ = load_run(run, device)
-    ds, path = read_data(saved, data_path)
+    model, saved, checkpoint = load_run(run, device)
+    ds, path = read_data(saved, checkpoint, data_path)
     if not ranks(model):
         raise ValueError(f"{saved['config']['model']['name']} is no model that recommends")
     for row in rows:
@@ -280,6 +280,8 @@ def load_run(
         best = path / "best.pt"
         path = best if best.exists() else path / "last.pt"
     saved = _load(path)
+    if "model" not in saved or not isinstance(saved.get("config"), dict):
+        raise CheckpointError(f"{path} was not written by fit(): it holds no state of a training")
     if "model" not in saved["config"]:
         # fit() writes what it is given, which may be nothing.
         raise CheckpointError(
@@ -308,19 +310,20 @@ def data_facts(ds: CSRDataset) -> dict[str, Any]:
     return facts
 
 
-def read_data(saved: dict[str, Any], path: str | None) -> tuple[CSRDataset, str]:
+def read_data(saved: dict[str, Any], checkpoint: Path, path: str | None) -> tuple[CSRDataset, str]:
     """The data at `path`, or what the checkpoint's run was trained on, and where it was read.
 
     Raises:
+        CheckpointError: the checkpoint does not say what its run was.
         ValueError: data of another width, or without the batches that the model knows.
         DataFileError: it cannot be read.
     """
-    settings = saved["config"]["settings"]
-    where = path if path is not None else str(settings["data"])
+    settings = _settings_in(saved, checkpoint)
+    where = path if path is not None else settings.data
     columns = saved["config"]["data"]["columns"]
     # Other data may be of a kind that has no layers.
-    layer = settings.get("layer") if where.endswith(".h5ad") else None
-    ds = data.read(where, n_cols=columns, batch_key=settings.get("batch_key"), layer=layer)
+    layer = settings.layer if where.endswith(".h5ad") else None
+    ds = data.read(where, n_cols=columns, batch_key=settings.batch_key, layer=layer)
     _check_width(ds, columns, where)
     if saved["config"]["model"].get("n_batch"):
         try:
@@ -335,9 +338,17 @@ def saved_settings(out: str | os.PathLike[str]) -> RunSettings:
     path = Path(out) / "last.pt"
     if not path.exists():
         raise CheckpointError(f"{path} does not exist: there is no run to resume")
-    kept = _load(path)["config"].get("settings")
+    return _settings_in(_load(path), path)
+
+
+def _settings_in(saved: dict[str, Any], path: Path) -> RunSettings:
+    config = saved.get("config")
+    kept = config.get("settings") if isinstance(config, dict) else None
     if kept is None:
-        raise CheckpointError(f"{path} was not written by `sparsevae train`")
+        raise CheckpointError(
+            f"{path} was not written by `sparsevae train`: it does not say on what and how its "
+            "model was trained; load_run() gives the model"
+        )
     if kept["model"] == "mult-dae":
         # Earlier versions kept options there that the model does not have.
         kept = {name: value for name, value in kept.items() if name not in ("latent", "beta")}
@@ -347,11 +358,15 @@ def saved_settings(out: str | os.PathLike[str]) -> RunSettings:
 
 def write_metrics(path: str | os.PathLike[str], metrics: dict[str, Any]) -> None:
     """Write numbers as strict JSON (NaN and infinities become null), atomically."""
-    text = json.dumps(_finite(metrics), indent=2, allow_nan=False)
     try:
-        write_atomic(path, text + "\n")
+        write_atomic(path, strict_json(metrics) + "\n")
     except OSError as error:
         raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
+
+
+def strict_json(value: Any) -> str:
+    """The value as JSON that every reader takes: NaN and infinities become null."""
+    return json.dumps(_finite(value), indent=2, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:
