@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,24 @@ def test_cuda_is_a_choice(monkeypatch, no_cuda):
     monkeypatch.setenv("SPARSEVAE_EXT_CUDA", "yes")
     with pytest.raises(SystemExit, match="expected auto, 0 or 1, but got 'yes'"):
         extension_build.cuda_wanted()
+
+
+@pytest.mark.parametrize("says_top", [True, False])
+@pytest.mark.parametrize("lib", ["lib64", "lib", f"lib/{platform.machine()}-linux-gnu"])
+def test_a_toolkit_is_found_in_the_layouts_of_nvidia_and_of_debian(tmp_path, lib, says_top):
+    home = tmp_path / "toolkit"
+    for name in ("bin/nvcc", "include/cuda_runtime.h", f"{lib}/libcudart_static.a"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).touch(mode=0o755)
+    says = f"echo '#$ TOP={home}' >&2" if says_top else "echo '#$ _HERE_=elsewhere' >&2"
+    (home / "bin" / "nvcc").write_text(f"#!/bin/sh\n{says}\n")
+    found = extension_build.cuda_paths(home / "bin" / "nvcc")
+    assert found == (home / "include", home / lib)
+
+
+def test_the_compilers_own_headers_are_not_named_again():
+    assert extension_build.system_include(Path("/usr/include")) == []
+    assert extension_build.system_include(Path("/cuda/include")) == ["-isystem/cuda/include"]
 
 
 def test_zero_means_zero_even_with_nvcc(monkeypatch, tmp_path):

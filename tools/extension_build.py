@@ -94,10 +94,21 @@ def cuda_paths(nvcc: Path) -> tuple[Path, Path]:
             break
     else:
         raise SystemExit(f"no cuda_runtime.h under {home}: is the CUDA toolkit complete?")
-    for lib in (home / "lib64", home / "lib", include.parent / "lib"):
+    debian = (
+        home / "lib" / f"{platform.machine()}-linux-gnu"
+    )  # and Ubuntu: the toolkit lies in /usr
+    for lib in (home / "lib64", home / "lib", include.parent / "lib", debian):
         if (lib / "libcudart_static.a").is_file():
             return include, lib
     raise SystemExit(f"no libcudart_static.a under {home}: is the CUDA toolkit complete?")
+
+
+def system_include(folder: Path) -> list[str]:
+    """The flag for the toolkit's headers; Debian's are where every compiler looks.
+
+    Named in a flag, that folder would come before the one of the C++ headers, which then miss its stdlib.h.
+    """
+    return [] if folder == Path("/usr/include") else [f"-isystem{folder}"]
 
 
 def local_version() -> str:
@@ -331,7 +342,7 @@ def build(root: Path, target: Path, build_root: Path) -> None:
         facts["cuda"] = "{}.{}".format(*version)
         facts["cuda_archs"] = archs
         folder = strict_cuda.cuda_folder(version, strict)
-        glue_flags = f"-DUSE_CUDA -isystem {ninja_path(include)}"
+        glue_flags = " ".join(["-DUSE_CUDA", *map(ninja_path, system_include(include))])
         units += [(path, folder, glue_flags) for path in sorted((csrc / "cuda").glob("*.cpp"))]
         for path in sorted((csrc / "cuda").glob("*.cu")):
             units.append((path, folder, " ".join(strict_cuda.strict_flags(path) if strict else [])))

@@ -69,7 +69,9 @@ def step(command: list[str | Path], folder: Path) -> str:
 def installer(inside: Path, backend: str | None) -> list[str | Path]:
     """The install command: the environment's own pip, or uv, which can choose a build of torch."""
     if backend is None:
-        return [inside, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        # Half a minute less: of torch's thousands of files a few are compiled, when they are imported.
+        line = [inside, "-m", "pip", "--disable-pip-version-check", "install", "-q"]
+        return [*line, "--no-compile"]
     uv = shutil.which("uv")
     if uv is None:
         raise SystemExit("--torch-backend needs uv: pip install uv")

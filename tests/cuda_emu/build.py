@@ -72,10 +72,10 @@ def why_not() -> str | None:
     return None
 
 
-def cuda_include() -> Path:
-    """The folder of NVIDIA's headers."""
+def cuda_include() -> list[str]:
+    """The flag for NVIDIA's headers."""
     tool = load_tool("extension_build")
-    return tool.cuda_paths(tool.find_nvcc())[0]
+    return tool.system_include(tool.cuda_paths(tool.find_nvcc())[0])
 
 
 def _copy_rewritten(target: Path) -> list[Path]:
@@ -160,7 +160,7 @@ def build(sanitizer: str = "") -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     kind = sanitizer or "plain"
     torch_dir = Path(torch.__file__).resolve().parent
-    system = [f"-isystem{cuda_include()}", f"-isystem{torch_dir / 'include'}"]
+    system = [*cuda_include(), f"-isystem{torch_dir / 'include'}"]
     target_version = load_tool("extension_build").TORCH_TARGET_VERSION
     # The emulator itself switches stacks, which a sanitizer would take for an overflow.
     core = ["g++", "-std=c++20", "-O2", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", *system]
