@@ -22,7 +22,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--save", type=Path, help="keep compact results, e.g. benchmarks/results/cpu.json"
     )
-    parser.add_argument("--passes", type=int, default=3, help="repetitions of the whole; default 3")
+    parser.add_argument(
+        "--passes",
+        type=int,
+        default=1,
+        help="repetitions of the whole, of which each group's best counts; default 1",
+    )
     parser.add_argument("--only", default="", help="ops, e.g. mult_vae,csr_linear; default all")
     parser.add_argument(
         "--memory",
