@@ -40,7 +40,7 @@ format: $(VENV)/.lint
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Real sizes, several passes and peak memory; keeps the results and writes runs/report. Wants a quiet machine.
+# Real sizes, and peak memory; keeps the results and writes runs/report. Wants a quiet machine, BENCH_ARGS="--passes 3" a busy one.
 bench: $(VENV)/.built $(VENV)/.test
 	$(BIN)/python -m benchmarks --save benchmarks/results/cpu.json $(BENCH_ARGS)
 

@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from . import memory, report, summary
 
 
@@ -38,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the report; default runs/report")
     options, rest = parser.parse_known_args(argv)
     only = [op for op in options.only.split(",") if op]
-    paths = [str(path) for path in memory.files(only)]
+    paths = memory.files(only)
     if options.memory == "only" and not options.save:
         parser.error("--memory only: expected --save with results to add to")
 
@@ -46,16 +48,18 @@ def main(argv: list[str] | None = None) -> int:
         found = summary.read(options.save)
     else:
         passes = []
-        with tempfile.TemporaryDirectory() as folder:
-            for number in range(options.passes):
-                raw = Path(folder) / f"pass{number}.json"
-                command = [sys.executable, "-m", "pytest", *paths, "-q", "--benchmark-only"]
-                command += ["--benchmark-disable-gc", "--benchmark-columns=median,min,rounds"]
-                command += [f"--benchmark-json={raw}", f"--scale={options.scale}", *rest]
-                status = subprocess.run(command, cwd=report.ROOT, check=False).returncode
-                if status != 0:
+        for _ in range(options.passes):
+            parts = []
+            for number, path in enumerate(paths, 1):
+                print(f"== {number} of {len(paths)}: {path.stem.removeprefix('test_')}", flush=True)
+                status, part = _measure(path, options.scale, rest)
+                if status not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
                     return status
-                passes.append(summary.read(raw))
+                if part is not None:
+                    parts.append(part)
+            if not parts:
+                parser.error(f"nothing to measure with {' '.join(rest)}")
+            passes.append(summary.join(parts))
         found = summary.merge(passes)
     if options.memory != "no":
         selection = [f"-k={rest[rest.index('-k') + 1]}"] if "-k" in rest[:-1] else []
@@ -68,6 +72,18 @@ def main(argv: list[str] | None = None) -> int:
     print(report.text(found, detail=bool(only)))
     print(f"written: {out}, and its pictures beside it")
     return 0
+
+
+def _measure(path: Path, scale: str, rest: list[str]) -> tuple[int, summary.Summary | None]:
+    """One op in a process of its own, which gives its memory back: pytest's status and the results."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw = Path(folder) / "raw.json"
+        command = [sys.executable, "-m", "pytest", str(path), "-q", "--benchmark-only"]
+        command += ["--benchmark-disable-gc", "--benchmark-columns=median,min,rounds"]
+        command += [f"--benchmark-json={raw}", f"--scale={scale}", *rest]
+        status = subprocess.run(command, cwd=report.ROOT, check=False).returncode
+        done = status == 0 and raw.exists() and raw.stat().st_size > 0
+        return status, summary.read(raw) if done else None
 
 
 if __name__ == "__main__":

@@ -102,14 +102,14 @@ def collect(scale: str, only: Iterable[str], more: Iterable[str] = ()) -> list[s
 
 
 def files(only: Iterable[str]) -> list[Path]:
-    """The test files of these ops; of all if none is named."""
+    """The test files of these ops; all if none is named."""
     folder = ROOT / "benchmarks"
     found = [folder / f"test_{op}.py" for op in only]
     for path in found:
         if not path.exists():
             known = sorted(p.stem.removeprefix("test_") for p in folder.glob("test_*.py"))
             raise SystemExit(f"expected some of {', '.join(known)}, but got {path.stem[5:]}")
-    return found or [folder]
+    return found or sorted(folder.glob("test_*.py"))
 
 
 def run(node: str, scale: str) -> dict[str, Any] | None:

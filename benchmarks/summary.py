@@ -92,12 +92,7 @@ def merge(passes: list[Summary]) -> Summary:
     A shared machine has slow minutes. The providers of a group are timed in turns, so a pass hits them
     alike; taking a group whole keeps every ratio from one run.
     """
-    merged = dict(passes[0])
-    merged["passes"] = len(passes)
-    merged["machine"] = {
-        device: {rate: max(p["machine"][device][rate] for p in passes) for rate in rates}
-        for device, rates in passes[0]["machine"].items()
-    }
+    merged = passes[0] | {"passes": len(passes), "machine": _rates(passes)}
     by_group = [groups(p) for p in passes]
     merged["results"] = [
         entry
@@ -107,6 +102,25 @@ def merge(passes: list[Summary]) -> Summary:
         )
     ]
     return merged
+
+
+def join(parts: list[Summary]) -> Summary:
+    """One summary of runs of different ops, which follow one another."""
+    return parts[0] | {
+        "machine": _rates(parts),
+        "results": [entry for part in parts for entry in part["results"]],
+    }
+
+
+def _rates(parts: list[Summary]) -> dict[str, dict[str, float]]:
+    """What each device showed in the best of these runs."""
+    found: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for device, rates in part["machine"].items():
+            best = found.setdefault(device, {})
+            for rate, value in rates.items():
+                best[rate] = max(best.get(rate, value), value)
+    return found
 
 
 def update(old: Summary, new: Summary) -> Summary:
