@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import pickle
@@ -376,6 +377,17 @@ def test_write_folder_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="disk full"):
         write_folder(random_matrix(30, 9, density=0.3), tmp_path / "d")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_write_folder_on_a_full_disk_names_the_folder(tmp_path, monkeypatch):
+    def full(self, block):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sparsevae_ext.data.folder._NpyWriter.append", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_folder(CSRDataset(sp.csr_matrix([[0, 2], [1, 0]])), tmp_path / "data")
+    assert caught.value.filename == str(tmp_path / "data")
+    assert not os.listdir(tmp_path)
 
 
 def test_write_folder_killed_in_the_middle_shows_no_folder(tmp_path):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -191,6 +192,10 @@ def verify_folder(folder: str | os.PathLike[str]) -> None:
 # ---- writing -------------------------------------------------------------------------------------
 
 
+#: No room: on the disk, in the user's share of it, or below the limit of a file's size.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _NpyWriter:
     """Appends blocks to a .npy file of known length and keeps its checksum."""
 
@@ -269,8 +274,11 @@ def write_folder(
         else:
             os.rename(work, place)
         _sync_folder(place.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None and error.errno in _FULL:
+            # Such a write does not say what it was writing.
+            raise OSError(error.errno, error.strerror, str(place)) from error
         raise
     return CSRDataset(place)
 
