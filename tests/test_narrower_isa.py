@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +75,25 @@ def test_every_kernel_on_the_cpu_takes_part():
     assert len(ops) > 5
     for op in ops:
         assert MARK in (HERE / f"test_{elsewhere.get(op, op)}.py").read_text(), op
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="no nm")
+def test_no_loop_is_shared_between_instruction_sets():
+    """Of a weak symbol the linker keeps one copy for all files: with AVX-512 in it, on every machine."""
+    sources = [file.name for file in (HERE.parent / "csrc" / "cpu" / "isa").glob("*.cpp")]
+    build = Path(os.environ.get("SPARSEVAE_EXT_BUILD_DIR", HERE.parent / "build"))
+    objects = [
+        file
+        for name in sources
+        for file in build.glob(f"{platform.machine()}/common/*_isa_{name}.o")
+    ]
+    if not objects:
+        pytest.skip("built elsewhere")
+    weak = 0
+    for file in objects:
+        own = re.search(r"_(generic|avx2|avx512)\.cpp\.o$", file.name)[1]
+        symbols = subprocess.run(["nm", file], capture_output=True, text=True, check=True).stdout
+        for name in re.findall(r"^[0-9a-f]+ [WVu] (\S+)$", symbols, re.MULTILINE):
+            assert re.search(rf"\d+isa_{own}", name), (file.name, name)
+            weak += 1
+    assert weak > len(objects)

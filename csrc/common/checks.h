@@ -32,6 +32,11 @@ std::string concat(const Args&... args) {
       throw std::runtime_error(::sparsevae::concat(__VA_ARGS__)); \
   } while (0)
 
+// What numbers of the tensor's dtype are computed in: Float for the 16-bit types.
+inline ScalarType accumulation_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
 inline std::string shape_text(const Tensor& t) {
   std::ostringstream out;
   out << '(';

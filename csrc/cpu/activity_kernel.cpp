@@ -9,12 +9,12 @@
 
 #include <tuple>
 
-#include "../common/dispatch.h"
-#include "../common/memory.h"
 #include "../ops/activity.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/activity_isa.h"
+#include "output.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -27,11 +27,7 @@ constexpr int64_t kStreamValues = int64_t{24} << 20;
 constexpr int64_t kStreamMaskedValues = int64_t{12} << 20;
 constexpr int64_t kStreamGradient = int64_t{8} << 20;
 
-Tensor new_matrix(const Tensor& like) {
-  Tensor out = torch::stable::new_empty(like, {like.size(0), like.size(1)});
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-  return out;
-}
+Tensor new_matrix(const Tensor& like) { return new_output(like, {like.size(0), like.size(1)}); }
 
 int64_t bytes(const Tensor& t) { return t.numel() * static_cast<int64_t>(t.element_size()); }
 
@@ -46,9 +42,8 @@ Tensor with_readable_rows(const Tensor& t) {
 // body(first, last) over runs of rows of equal length.
 template <typename F>
 void over_rows(const Tensor& matrix, const F& body) {
-  const int64_t n_rows = matrix.size(0), parts = std::min(parts_for(matrix.numel()), n_rows);
-  parallel_parts(parts,
-                 [&](int64_t part) { body(n_rows * part / parts, n_rows * (part + 1) / parts); });
+  const int64_t n_rows = matrix.size(0);
+  parallel_ranges(std::min(parts_for(matrix.numel()), n_rows), n_rows, body);
 }
 
 // `mask` as the op's contract has it, or null.
@@ -56,11 +51,11 @@ std::tuple<Tensor, Tensor> forward(const char* op, int order, const Tensor& h_in
                                    Activation activation, uint8_t* mask) {
   const Tensor h = as_contiguous(h_in);
   Tensor activated = new_matrix(h);
-  Tensor penalty = torch::stable::new_empty(h, {h.size(0)}, wide_type(h));
-  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+  Tensor penalty = torch::stable::new_empty(h, {h.size(0)}, accumulation_type(h));
+  dispatch(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     const auto& loops = loops_of<scalar_t>(isa_table<ActivityTable>());
-    const ActivityForward<scalar_t> args{static_cast<const scalar_t*>(h.data_ptr()),
+    const ActivityForward<scalar_t> args{data<scalar_t>(h),
                                          static_cast<scalar_t*>(activated.data_ptr()),
                                          static_cast<wide_t<scalar_t>*>(penalty.data_ptr()),
                                          h.size(1),
@@ -77,26 +72,24 @@ Tensor backward(const char* op, int order, const std::optional<Tensor>& grad_act
                 const std::optional<Tensor>& grad_penalty_in, const Tensor& activated_in,
                 Activation activation, const uint8_t* mask) {
   const Tensor activated = mask ? activated_in : as_contiguous(activated_in);
-  std::optional<Tensor> grad_activated, grad_penalty;
+  const std::optional<Tensor> grad_penalty = as_contiguous(grad_penalty_in);
+  std::optional<Tensor> grad_activated;
   if (grad_activated_in) grad_activated = with_readable_rows(*grad_activated_in);
-  if (grad_penalty_in) grad_penalty = as_contiguous(*grad_penalty_in);
   Tensor grad_h = new_matrix(activated);
-  dispatch_floating<float16_bits, bfloat16_bits>(op, activated, [&](auto scalar_type) {
+  dispatch(op, activated, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
-    using acc_t = wide_t<scalar_t>;
     const auto& loops = loops_of<scalar_t>(isa_table<ActivityTable>());
-    const ActivityBackward<scalar_t> args{
-        grad_activated ? static_cast<const scalar_t*>(grad_activated->data_ptr()) : nullptr,
-        grad_penalty ? static_cast<const acc_t*>(grad_penalty->data_ptr()) : nullptr,
-        static_cast<const scalar_t*>(activated.data_ptr()),
-        static_cast<scalar_t*>(grad_h.data_ptr()),
-        activated.size(1),
-        grad_activated ? grad_activated->stride(0) : 0,
-        grad_activated && is_constant_by_row(*grad_activated),
-        activation,
-        order,
-        bytes(activated) >= kStreamGradient,
-        mask};
+    const ActivityBackward<scalar_t> args{data<scalar_t>(grad_activated),
+                                          data<wide_t<scalar_t>>(grad_penalty),
+                                          data<scalar_t>(activated),
+                                          static_cast<scalar_t*>(grad_h.data_ptr()),
+                                          activated.size(1),
+                                          grad_activated ? grad_activated->stride(0) : 0,
+                                          grad_activated && is_constant_by_row(*grad_activated),
+                                          activation,
+                                          order,
+                                          bytes(activated) >= kStreamGradient,
+                                          mask};
     if (activated.numel() == 0) return;  // an empty gradient has no address, as if it were missing
     over_rows(activated, [&](int64_t first, int64_t last) { loops.backward(args, first, last); });
   });

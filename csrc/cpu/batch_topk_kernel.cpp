@@ -14,10 +14,10 @@
 #include <functional>
 #include <limits>
 
-#include "../common/dispatch.h"
 #include "../common/order_keys.h"
 #include "../ops/batch_topk.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/topk_isa.h"
 #include "scatter.h"
@@ -239,7 +239,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_topk(const Tensor& h_in, int64_t k) {
   Tensor out = torch::stable::new_empty(h, {rows, width});
   Tensor threshold = torch::stable::new_empty(h, {1});
   Tensor kept = torch::stable::new_empty(h, {count}, ScalarType::Long);
-  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+  dispatch(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     if (count == 0) {
       torch::stable::fill_(threshold, std::numeric_limits<double>::infinity());
@@ -260,7 +260,7 @@ Tensor batch_topk_backward(const Tensor& grad_in, const Tensor& kept_in) {
   const Tensor grad = as_contiguous(grad_in), kept = as_contiguous(kept_in);
   const int64_t rows = grad.size(0), width = grad.size(1), count = kept.numel();
   Tensor out = torch::stable::new_empty(grad, {rows, width});
-  dispatch_floating<float16_bits, bfloat16_bits>(op, grad, [&](auto scalar_type) {
+  dispatch(op, grad, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     const auto* positions = static_cast<const int64_t*>(kept.data_ptr());
     int64_t previous = -1;

@@ -7,12 +7,11 @@
 #include <cstring>
 
 #include "../common/csr_checks.h"
-#include "../common/dispatch.h"
-#include "../common/half.h"
-#include "../common/memory.h"
 #include "../ops/csr_linear_dense.h"
 #include "../ops/library_products.h"
 #include "contiguous.h"
+#include "dispatch.h"
+#include "output.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -25,11 +24,6 @@ constexpr int64_t kPanelBytes = int64_t{4} << 20;
 constexpr int64_t kLeastColumns = 128;
 // Bookkeeping of a row in one panel, in units of one entry's work.
 constexpr int64_t kRowOverhead = 64;
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
-}
 
 // The matrix of n_rows x n_features, cut into panels of whole rows in a few columns.
 struct Panels {
@@ -121,25 +115,10 @@ class Walk {
   std::vector<index_t> next_;
 };
 
-// body(index_t, scalar_t) for the dtypes of an index tensor and a floating tensor.
-template <typename F>
-void dispatch(const char* op, const Tensor& index, const Tensor& floating, F&& body) {
-  dispatch_index(op, index, [&](auto index_type) {
-    dispatch_floating<float16_bits, bfloat16_bits>(
-        op, floating, [&](auto scalar_type) { body(index_type, scalar_type); });
-  });
-}
-
 // body(first, last) over [0, n), shared among threads.
 template <typename F>
 void parallel_range(int64_t n, const F& body) {
-  const int64_t parts = parts_for(n);
-  parallel_parts(parts, [&](int64_t part) { body(n * part / parts, n * (part + 1) / parts); });
-}
-
-// What 16-bit types are added in; the others are added as they are.
-ScalarType wide_dtype(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  parallel_ranges(parts_for(n), n, body);
 }
 
 // sum (B, H) += product (B, H), of the wide dtype
@@ -249,22 +228,22 @@ Tensor csr_linear_dense(const Tensor& crow_in, const Tensor& col_in, const Tenso
   dispatch(op, crow, values, [&](auto index_type, auto scalar_type) {
     using index_t = typename decltype(index_type)::type;
     using scalar_t = typename decltype(scalar_type)::type;
-    using wide_t = typename AccumulationOf<scalar_t>::type;
+    using acc_t = wide_t<scalar_t>;
     Walk<index_t> walk(crow, col);
     if (!walk.in_order(col.numel(), n_features)) return;
-    const ScalarType wide = wide_dtype(values);
+    const ScalarType wide = accumulation_type(values);
     const bool is_wide = wide == values.scalar_type();
     const Tensor product = torch::stable::new_empty(values, {n_rows, width});
     const Tensor widened =
         is_wide ? product : torch::stable::new_empty(values, {n_rows, width}, wide);
     const Tensor sum = torch::stable::new_empty(values, {n_rows, width}, wide);
-    start<wide_t>(sum, bias ? std::optional(cast(*bias, wide)) : std::nullopt);
+    start<acc_t>(sum, bias ? std::optional(cast(*bias, wide)) : std::nullopt);
     const Panels panels(n_rows, n_features, values);
     panels.each([&](int64_t begin, int64_t end, const Tensor& panel) {
       walk.fill(data<scalar_t>(values), panel, begin, end);
       mm_out(product, panel, rows_of(feature_rows, begin, end - begin));
       if (!is_wide) copy_into(widened, product);
-      add<wide_t>(sum, widened);
+      add<acc_t>(sum, widened);
     });
     if (all_finite(sum)) out = cast(sum, values.scalar_type());
   });
@@ -286,8 +265,7 @@ Tensor csr_linear_dense_weight_grad(const Tensor& crow_in, const Tensor& col_in,
     using scalar_t = typename decltype(scalar_type)::type;
     Walk<index_t> walk(crow, col);
     if (!walk.in_order(col.numel(), in_features) || !all_finite(grad)) return;
-    out = torch::stable::new_empty(values, {in_features, width});
-    advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+    out = new_output(values, {in_features, width});
     const Panels panels(n_rows, in_features, values);
     panels.each([&](int64_t begin, int64_t end, const Tensor& panel) {
       walk.fill(data<scalar_t>(values), panel, begin, end);

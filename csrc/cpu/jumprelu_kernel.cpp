@@ -4,12 +4,12 @@
 
 #include <algorithm>
 
-#include "../common/dispatch.h"
-#include "../common/memory.h"
 #include "../ops/jumprelu.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/jumprelu_isa.h"
+#include "output.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -26,20 +26,17 @@ std::tuple<Tensor, Tensor> jumprelu(const Tensor& h_in, const Tensor& threshold_
   check_jumprelu(op, h_in, threshold_in, bandwidth);
   const Tensor h = as_contiguous(h_in), threshold = as_contiguous(threshold_in);
   const int64_t rows = h.size(0), width = h.size(1);
-  Tensor out = torch::stable::new_empty(h, {rows, width});
+  Tensor out = new_output(h, {rows, width});
   Tensor count = torch::stable::new_empty(threshold, {rows});
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+  dispatch(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = wide_t<scalar_t>;
     const auto& loops = loops_of<scalar_t>(isa_table<JumpReLUTable>());
-    const JumpReLUForward<scalar_t> args{
-        static_cast<const scalar_t*>(h.data_ptr()), static_cast<const acc_t*>(threshold.data_ptr()),
-        static_cast<scalar_t*>(out.data_ptr()), static_cast<acc_t*>(count.data_ptr()), width};
-    const int64_t parts = parts_for(rows * width);
-    parallel_parts(parts, [&](int64_t part) {
-      loops.forward(args, rows * part / parts, rows * (part + 1) / parts);
-    });
+    const JumpReLUForward<scalar_t> args{data<scalar_t>(h), data<acc_t>(threshold),
+                                         static_cast<scalar_t*>(out.data_ptr()),
+                                         static_cast<acc_t*>(count.data_ptr()), width};
+    parallel_ranges(parts_for(rows * width), rows,
+                    [&](int64_t first, int64_t last) { loops.forward(args, first, last); });
   });
   return {out, count};
 }
@@ -60,25 +57,23 @@ std::tuple<Tensor, Tensor> jumprelu_backward(const std::optional<Tensor>& grad_o
   const char* op = "jumprelu_backward";
   check_jumprelu_backward(grad_out_in, grad_count_in, h_in, threshold_in, bandwidth);
   const Tensor h = as_contiguous(h_in), threshold = as_contiguous(threshold_in);
-  std::optional<Tensor> grad_out, grad_count;
-  if (grad_out_in) grad_out = as_contiguous(*grad_out_in);
-  if (grad_count_in) grad_count = as_contiguous(*grad_count_in);
+  const std::optional<Tensor> grad_out = as_contiguous(grad_out_in),
+                              grad_count = as_contiguous(grad_count_in);
   const int64_t rows = h.size(0), width = h.size(1);
-  Tensor grad_h = wants_h ? torch::stable::new_empty(h, {rows, width})
-                          : torch::stable::new_empty(h, {int64_t{0}});
+  Tensor grad_h =
+      wants_h ? new_output(h, {rows, width}) : torch::stable::new_empty(h, {int64_t{0}});
   Tensor grad_threshold =
       torch::stable::new_empty(threshold, {wants_threshold ? width : int64_t{0}});
-  advise_huge_pages(grad_h.data_ptr(), grad_h.numel() * grad_h.element_size());
 
-  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+  dispatch(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = wide_t<scalar_t>;
     const auto& loops = loops_of<scalar_t>(isa_table<JumpReLUTable>());
     const JumpReLUBackward<scalar_t> args{
-        grad_out ? static_cast<const scalar_t*>(grad_out->data_ptr()) : nullptr,
-        grad_count ? static_cast<const acc_t*>(grad_count->data_ptr()) : nullptr,
-        static_cast<const scalar_t*>(h.data_ptr()),
-        static_cast<const acc_t*>(threshold.data_ptr()),
+        data<scalar_t>(grad_out),
+        data<acc_t>(grad_count),
+        data<scalar_t>(h),
+        data<acc_t>(threshold),
         wants_h ? static_cast<scalar_t*>(grad_h.data_ptr()) : nullptr,
         static_cast<acc_t>(0.5 * bandwidth),
         width};
@@ -86,8 +81,8 @@ std::tuple<Tensor, Tensor> jumprelu_backward(const std::optional<Tensor>& grad_o
     const int64_t blocks = (rows + block_rows - 1) / block_rows;
     std::vector<acc_t> sums(wants_threshold ? blocks * width : 0);
     const int64_t parts = std::min(std::max<int64_t>(blocks, 1), parts_for(rows * width));
-    parallel_parts(parts, [&](int64_t part) {
-      for (int64_t b = blocks * part / parts; b < blocks * (part + 1) / parts; ++b)
+    parallel_ranges(parts, blocks, [&](int64_t first, int64_t last) {
+      for (int64_t b = first; b < last; ++b)
         loops.backward(args, b * block_rows, std::min(rows, (b + 1) * block_rows),
                        wants_threshold ? sums.data() + b * width : nullptr);
     });

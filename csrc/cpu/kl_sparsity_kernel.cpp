@@ -8,8 +8,9 @@
 #include <tuple>
 #include <vector>
 
-#include "../common/dispatch.h"
 #include "../ops/kl_sparsity.h"
+#include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/activity_isa.h"
 #include "parallel.h"
@@ -26,10 +27,10 @@ std::vector<wide_t<scalar_t>> block_sums(const scalar_t* h, int64_t n_rows, int6
   const int64_t n_blocks = (n_rows + kBlockRows - 1) / kBlockRows;
   std::vector<wide_t<scalar_t>> sums(n_blocks * width);
   const int64_t parts = std::min(parts_for(n_rows * width), n_blocks);
-  parallel_parts(parts, [&](int64_t part) {
-    for (int64_t b = n_blocks * part / parts; b < n_blocks * (part + 1) / parts; ++b) {
-      const int64_t first = b * kBlockRows, count = std::min(kBlockRows, n_rows - first);
-      loops.column_sums(h + first * width, count, width, sums.data() + b * width);
+  parallel_ranges(parts, n_blocks, [&](int64_t first, int64_t last) {
+    for (int64_t b = first; b < last; ++b) {
+      const int64_t row = b * kBlockRows, count = std::min(kBlockRows, n_rows - row);
+      loops.column_sums(h + row * width, count, width, sums.data() + b * width);
     }
   });
   return sums;
@@ -38,16 +39,15 @@ std::vector<wide_t<scalar_t>> block_sums(const scalar_t* h, int64_t n_rows, int6
 std::tuple<Tensor, Tensor> kl_sparsity(const Tensor& h_in, double rho) {
   const char* op = "kl_sparsity";
   check_kl_sparsity(op, h_in, rho);
-  const Tensor h = h_in.is_contiguous() ? h_in : torch::stable::contiguous(h_in);
+  const Tensor h = as_contiguous(h_in);
   const int64_t n_rows = h.size(0), width = h.size(1);
-  const ScalarType wide =
-      h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wide = accumulation_type(h);
   Tensor mean = torch::stable::new_empty(h, {width}, wide);
   Tensor kl = torch::stable::new_empty(h, {}, wide);
-  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+  dispatch(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = wide_t<scalar_t>;
-    const auto sums = block_sums(static_cast<const scalar_t*>(h.data_ptr()), n_rows, width);
+    const auto sums = block_sums(data<scalar_t>(h), n_rows, width);
     auto* means = static_cast<acc_t*>(mean.data_ptr());
     const int64_t n_blocks = width > 0 ? static_cast<int64_t>(sums.size()) / width : 0;
     std::vector<double> column(width, 0.0);
@@ -70,12 +70,12 @@ std::tuple<Tensor, Tensor> kl_sparsity(const Tensor& h_in, double rho) {
 Tensor kl_sparsity_backward(const Tensor& grad, const Tensor& mean_in, double rho, int64_t n_rows) {
   const char* op = "kl_sparsity_backward";
   check_kl_sparsity_backward(op, grad, mean_in, rho, n_rows);
-  const Tensor mean = mean_in.is_contiguous() ? mean_in : torch::stable::contiguous(mean_in);
+  const Tensor mean = as_contiguous(mean_in);
   Tensor row = torch::stable::new_empty(mean, {mean.size(0)});
-  dispatch_floating<float16_bits, bfloat16_bits>(op, mean, [&](auto scalar_type) {
+  dispatch(op, mean, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     if constexpr (std::is_same_v<scalar_t, wide_t<scalar_t>>) {
-      const auto* means = static_cast<const scalar_t*>(mean.data_ptr());
+      const auto* means = data<scalar_t>(mean);
       auto* out = static_cast<scalar_t*>(row.data_ptr());
       const double scale =
           static_cast<double>(*static_cast<const scalar_t*>(grad.data_ptr())) / n_rows;

@@ -17,14 +17,14 @@
 #include <vector>
 
 #include "../common/csr_checks.h"
-#include "../common/dispatch.h"
-#include "../common/memory.h"
 #include "../ops/linear_nll_driver.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa/linear_nll_isa.h"
 #include "linear_nll_entries.h"
 #include "negative_binomial_loops_of.h"
 #include "nll_loops_of.h"
+#include "output.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -34,11 +34,6 @@ namespace {
 constexpr int64_t kElementWork = 16;
 // Blocks of rows: so many where there are rows enough, of at most so many rows.
 constexpr int64_t kBlocks = 32, kMinBlockRows = 4, kMaxBlockRows = 64;
-
-template <typename T>
-const T* data(const std::optional<Tensor>& t) {
-  return t ? static_cast<const T*>(t->data_ptr()) : nullptr;
-}
 
 // In the wide dtype and contiguous.
 std::optional<Tensor> widened(const std::optional<Tensor>& t, ScalarType wide) {
@@ -98,7 +93,7 @@ class SharedSums {
 template <typename scalar_t>
 class CpuEpilogues {
  public:
-  using acc_t = typename AccumulationOf<scalar_t>::type;
+  using acc_t = wide_t<scalar_t>;
   using Piece = NllPiece<acc_t>;
 
   CpuEpilogues(const LinearNll& a, const PanelPlan& plan, const PanelEntries<acc_t>& entries,
@@ -132,9 +127,7 @@ class CpuEpilogues {
   // ---- what the driver asks for -----------------------------------------------------------------
 
   Tensor make(const Tensor& like, std::vector<int64_t> sizes, ScalarType dtype) const {
-    Tensor out = torch::stable::new_empty(like, sizes, dtype);
-    advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-    return out;
+    return new_output(like, sizes, dtype);
   }
 
   // Without the bias: it is added where a row is read.
@@ -143,21 +136,19 @@ class CpuEpilogues {
   }
 
   void accumulate(Tensor& total, const Tensor& part) const {
-    const int64_t n = total.numel(), parts = parts_for(n);
+    const int64_t n = total.numel();
     auto* to = static_cast<acc_t*>(total.data_ptr());
-    const auto* from = static_cast<const scalar_t*>(part.data_ptr());
-    parallel_parts(parts, [&](int64_t p) {
-      const int64_t begin = n * p / parts, end = n * (p + 1) / parts;
+    const auto* from = data<scalar_t>(part);
+    parallel_ranges(parts_for(n), n, [&](int64_t begin, int64_t end) {
       own_.add(from + begin, end - begin, to + begin);
     });
   }
 
   void step(Step step, Panel& panel) {
     const int64_t parts = std::min(blocks_, parts_for(a_.rows() * panel.cols * kElementWork));
-    parallel_parts(parts, [&](int64_t part) {
+    parallel_ranges(parts, blocks_, [&](int64_t first, int64_t last) {
       Buffers buffers(width_);
-      for (int64_t b = blocks_ * part / parts; b < blocks_ * (part + 1) / parts; ++b)
-        do_block(step, panel, b, buffers);
+      for (int64_t b = first; b < last; ++b) do_block(step, panel, b, buffers);
     });
     if (writes_gradients(step)) {
       bias_sums_.write(panel.cols, at(sums_.bias, panel.first));
@@ -185,10 +176,9 @@ class CpuEpilogues {
   };
 
   void make_theta() {
-    const int64_t n = a_.features(), parts = parts_for(n * kElementWork);
+    const int64_t n = a_.features();
     theta_.resize(n);
-    parallel_parts(parts, [&](int64_t p) {
-      const int64_t begin = n * p / parts, end = n * (p + 1) / parts;
+    parallel_ranges(parts_for(n * kElementWork), n, [&](int64_t begin, int64_t end) {
       exp_of(data<acc_t>(log_scale_) + begin, end - begin, theta_.data() + begin);
     });
   }
@@ -348,10 +338,10 @@ struct CpuBackend {
     LinearNllResult result;
     // h stands for the dtype that the products are made in.
     const Tensor h = as_contiguous(cast(detached(a.h), a.gemm_dtype));
-    dispatch_floating<float16_bits, bfloat16_bits>(a.op.c_str(), h, [&](auto scalar_type) {
+    dispatch(a.op.c_str(), h, [&](auto scalar_type) {
       using scalar_t = typename decltype(scalar_type)::type;
-      const PanelEntries<typename AccumulationOf<scalar_t>::type> entries(
-          a, as_contiguous(a.crow), as_contiguous(a.col), as_contiguous(a.values));
+      const PanelEntries<wide_t<scalar_t>> entries(a, as_contiguous(a.crow), as_contiguous(a.col),
+                                                   as_contiguous(a.values));
       result = sweep_panels(a, h, DriverOptions{}, [&](const PanelPlan& plan, LinearNllSums& sums) {
         return CpuEpilogues<scalar_t>(a, plan, entries, sums);
       });

@@ -11,8 +11,6 @@
 #include <cmath>
 
 #include "../common/csr_checks.h"
-#include "../common/dispatch.h"
-#include "../common/memory.h"
 #include "../ops/negative_binomial_nll.h"
 #include "contiguous.h"
 #include "negative_binomial_loops_of.h"
@@ -27,16 +25,6 @@ constexpr int64_t kMaxRowBlocks = 32;
 constexpr int64_t kPieceCols = 4096;
 // What a cell costs, in the multiply-adds that kSerialWork counts.
 constexpr int64_t kCellWork = 16;
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
-}
-
-template <typename T>
-const T* data(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
 
 // What both directions take; grad and logsumexp are those of the backward ops.
 struct Arguments {
@@ -64,7 +52,7 @@ struct Arguments {
 // What the gradients are written to; null where not wanted.
 template <typename scalar_t>
 struct Gradients {
-  using acc_t = typename AccumulationOf<scalar_t>::type;
+  using acc_t = wide_t<scalar_t>;
   const acc_t* of_nll = nullptr;  // (rows,)
   scalar_t* log_mu = nullptr;
   acc_t* log_theta = nullptr;
@@ -76,7 +64,7 @@ struct Gradients {
 template <typename scalar_t, typename index_t>
 class Work {
  public:
-  using acc_t = typename AccumulationOf<scalar_t>::type;
+  using acc_t = wide_t<scalar_t>;
 
   explicit Work(const Arguments& a)
       : rows_(a.rows()),
@@ -100,9 +88,7 @@ class Work {
     parts_ = parts_for(rows_ * cols_ * kCellWork);
     if (shared_theta_) {
       theta_.resize(cols_);
-      const int64_t parts = parts_for(cols_ * kCellWork);
-      parallel_parts(parts, [&](int64_t part) {
-        const int64_t first = cols_ * part / parts, last = cols_ * (part + 1) / parts;
+      parallel_ranges(parts_for(cols_ * kCellWork), cols_, [&](int64_t first, int64_t last) {
         exp_of(log_theta_ + first, last - first, theta_.data() + first);
       });
     }
@@ -181,10 +167,9 @@ class Work {
   template <typename F>
   void for_each_task(const F& body) const {
     const int64_t tasks = blocks_ * pieces_, parts = std::min(parts_, tasks);
-    parallel_parts(parts, [&](int64_t part) {
+    parallel_ranges(parts, tasks, [&](int64_t first, int64_t last) {
       std::vector<int32_t> places;
-      for (int64_t task = tasks * part / parts; task < tasks * (part + 1) / parts; ++task)
-        body(task / pieces_, task % pieces_, places);
+      for (int64_t task = first; task < last; ++task) body(task / pieces_, task % pieces_, places);
     });
   }
 
@@ -214,9 +199,7 @@ class Work {
 
   // Adds the blocks of rows up in their order.
   void combine(const std::vector<acc_t>& sums, acc_t* out) const {
-    const int64_t parts = parts_for(blocks_ * cols_);
-    parallel_parts(parts, [&](int64_t part) {
-      const int64_t first = cols_ * part / parts, last = cols_ * (part + 1) / parts;
+    parallel_ranges(parts_for(blocks_ * cols_), cols_, [&](int64_t first, int64_t last) {
       std::fill(out + first, out + last, acc_t(0));
       for (int64_t b = 0; b < blocks_; ++b)
         for (int64_t j = first; j < last; ++j) out[j] += sums[b * cols_ + j];
@@ -238,13 +221,12 @@ class Work {
   std::vector<acc_t> theta_;
 };
 
+// body(Work, Type<scalar_t>) for the dtypes of the arguments.
 template <typename F>
-void dispatch(const Arguments& a, const F& body) {
-  dispatch_index(a.op, a.crow, [&](auto index_type) {
-    dispatch_floating<float16_bits, bfloat16_bits>(a.op, a.log_mu, [&](auto scalar_type) {
-      using scalar_t = typename decltype(scalar_type)::type;
-      body(Work<scalar_t, typename decltype(index_type)::type>(a), scalar_type);
-    });
+void with_work(const Arguments& a, const F& body) {
+  dispatch(a.op, a.crow, a.log_mu, [&](auto index_type, auto scalar_type) {
+    using scalar_t = typename decltype(scalar_type)::type;
+    body(Work<scalar_t, typename decltype(index_type)::type>(a), scalar_type);
   });
 }
 
@@ -255,7 +237,7 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Tensor& log_mu, const T
   const Arguments a(op, log_mu, log_theta, zero_logits, library, crow, col, values);
   Tensor nll = torch::stable::new_empty(log_theta, {a.rows()});
   Tensor logsumexp = torch::stable::new_empty(log_theta, {library ? a.rows() : int64_t{0}});
-  dispatch(a, [&](auto work, auto) {
+  with_work(a, [&](auto work, auto) {
     using acc_t = typename decltype(work)::acc_t;
     work.forward(static_cast<acc_t*>(nll.data_ptr()), static_cast<acc_t*>(logsumexp.data_ptr()));
   });
@@ -264,10 +246,8 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Tensor& log_mu, const T
 
 Tensor wanted(const Tensor& like, bool wants) {
   if (!wants) return torch::stable::new_empty(like, {int64_t{0}});
-  Tensor out = like.dim() == 1 ? torch::stable::new_empty(like, {like.size(0)})
-                               : torch::stable::new_empty(like, {like.size(0), like.size(1)});
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-  return out;
+  return like.dim() == 1 ? new_output(like, {like.size(0)})
+                         : new_output(like, {like.size(0), like.size(1)});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
@@ -284,7 +264,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   Tensor grad_log_theta = wanted(log_theta, wants_log_theta);
   Tensor grad_zero_logits = wanted(log_mu, wants_zero_logits && zero_logits);
   Tensor grad_library = wanted(grad, wants_library);
-  dispatch(a, [&](auto work, auto scalar_type) {
+  with_work(a, [&](auto work, auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = typename decltype(work)::acc_t;
     Gradients<scalar_t> out;

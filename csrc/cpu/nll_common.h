@@ -1,12 +1,12 @@
 // What the CPU kernels of the likelihoods share beside the target: dispatch and fresh gradients.
 #pragma once
 
-#include "../common/dispatch.h"
-#include "../common/memory.h"
 #include "../ops/nll.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "nll_loops_of.h"
 #include "nll_target.h"
+#include "output.h"
 
 namespace sparsevae {
 
@@ -20,9 +20,7 @@ inline bool past_caches(const Tensor& gradient) {
 // A fresh gradient like a prediction, or of shape (0,) where it is not wanted.
 inline Tensor new_gradient(const Tensor& like, bool wanted) {
   if (!wanted) return torch::stable::new_empty(like, {int64_t{0}});
-  Tensor out = torch::stable::new_empty(like, {like.size(0), like.size(1)});
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-  return out;
+  return new_output(like, {like.size(0), like.size(1)});
 }
 
 // body(Type<scalar_t>, NllTarget) with the checked target of a prediction.
@@ -31,16 +29,13 @@ void dispatch_nll(const char* op, const Tensor& prediction, const Tensor& crow_i
                   const Tensor& col_in, const Tensor& values_in, const F& body) {
   const Tensor crow = as_contiguous(crow_in), col = as_contiguous(col_in),
                values = as_contiguous(values_in);
-  dispatch_floating<float16_bits, bfloat16_bits>(op, prediction, [&](auto scalar_type) {
-    using acc_t = typename AccumulationOf<typename decltype(scalar_type)::type>::type;
-    dispatch_index(op, crow, [&](auto index_type) {
-      using index_t = typename decltype(index_type)::type;
-      const NllTarget<index_t, acc_t> target(op, static_cast<const index_t*>(crow.data_ptr()),
-                                             static_cast<const index_t*>(col.data_ptr()),
-                                             static_cast<const acc_t*>(values.data_ptr()),
-                                             prediction.size(0), prediction.size(1), col.numel());
-      body(scalar_type, target);
-    });
+  dispatch(op, crow, prediction, [&](auto index_type, auto scalar_type) {
+    using index_t = typename decltype(index_type)::type;
+    using acc_t = wide_t<typename decltype(scalar_type)::type>;
+    const NllTarget<index_t, acc_t> target(op, data<index_t>(crow), data<index_t>(col),
+                                           data<acc_t>(values), prediction.size(0),
+                                           prediction.size(1), col.numel());
+    body(scalar_type, target);
   });
 }
 

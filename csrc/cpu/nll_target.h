@@ -111,9 +111,9 @@ constexpr int64_t kNllCellWork = 8;
 template <typename F>
 void over_nll_units(int64_t count, int64_t cells, const F& body) {
   const int64_t parts = std::min(parts_for(cells * kNllCellWork), std::max<int64_t>(count, 1));
-  parallel_parts(parts, [&](int64_t part) {
+  parallel_ranges(parts, count, [&](int64_t first, int64_t last) {
     std::vector<int32_t> places;
-    body(count * part / parts, count * (part + 1) / parts, places);
+    body(first, last, places);
   });
 }
 

@@ -53,6 +53,12 @@ void parallel_parts(int64_t parts, const F& body) {
   });
 }
 
+// body(first, last) over [0, n) in `parts` runs of about equal length.
+template <typename F>
+void parallel_ranges(int64_t parts, int64_t n, const F& body) {
+  parallel_parts(parts, [&](int64_t part) { body(n * part / parts, n * (part + 1) / parts); });
+}
+
 // Shares of a thread where work waits for memory, so that what it costs cannot be told beforehand.
 constexpr int64_t kSharesPerPart = 8;
 

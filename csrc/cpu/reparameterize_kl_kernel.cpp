@@ -8,12 +8,12 @@
 #include <cmath>
 #include <limits>
 
-#include "../common/dispatch.h"
-#include "../common/memory.h"
 #include "../ops/reparameterize_kl.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/reparameterize_kl_isa.h"
+#include "output.h"
 #include "parallel.h"
 
 namespace sparsevae {
@@ -25,25 +25,10 @@ constexpr int64_t kElementWork = 16;
 // threads.
 constexpr int64_t kBlockRows = 64;
 
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
-}
-
-template <typename T>
-const T* data(const std::optional<Tensor>& t) {
-  return t ? data<T>(*t) : nullptr;
-}
-
-template <typename F>
-void dispatch(const char* op, const Tensor& t, F&& body) {
-  dispatch_floating<float16_bits, bfloat16_bits>(op, t, std::forward<F>(body));
-}
-
 // What all ops take, contiguous, with what the loops want precomputed.
 template <typename scalar_t>
 struct Inputs {
-  using acc_t = typename AccumulationOf<scalar_t>::type;
+  using acc_t = wide_t<scalar_t>;
   Tensor mu, logvar;
   std::optional<Tensor> prior_mean, prior_logvar;
   std::vector<acc_t> precision, constant;
@@ -98,15 +83,7 @@ struct Inputs {
 template <typename F>
 void for_rows(int64_t rows, int64_t work, const F& body) {
   if (rows == 0) return;
-  const int64_t parts = std::min(rows, parts_for(work));
-  parallel_parts(parts,
-                 [&](int64_t part) { body(rows * part / parts, rows * (part + 1) / parts); });
-}
-
-Tensor new_output(const Tensor& like, std::vector<int64_t> sizes) {
-  Tensor out = torch::stable::new_empty(like, sizes);
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
-  return out;
+  parallel_ranges(std::min(rows, parts_for(work)), rows, body);
 }
 
 std::tuple<Tensor, Tensor> reparameterize_kl(
@@ -180,7 +157,7 @@ Tensor reparameterize_kl_counted(const Tensor& mu, const Tensor& logvar,
   Tensor counted = torch::stable::new_empty(mu, {width}, ScalarType::Bool);
   dispatch(op, mu, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
-    using acc_t = typename AccumulationOf<scalar_t>::type;
+    using acc_t = wide_t<scalar_t>;
     const Inputs<scalar_t> inputs(mu, logvar, prior_mean, prior_logvar, logvar_max);
     const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows;
     std::vector<acc_t> sums(blocks * width);

@@ -4,10 +4,10 @@
 
 #include <vector>
 
-#include "../common/dispatch.h"
 #include "../ops/row_adagrad.h"
 #include "checked_rows.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/row_adagrad_isa.h"
 #include "parallel.h"
@@ -23,13 +23,13 @@ void row_adagrad(const Tensor& param, const Tensor& sum, const Tensor& rows_in,
   const Tensor grad = as_contiguous(grad_in);
   const int64_t n = static_cast<int64_t>(rows.size()), width = param.size(1);
   if (width == 0) return;
-  dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
+  dispatch(op, param, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
-    using acc_t = typename AccumulationOf<scalar_t>::type;
+    using acc_t = wide_t<scalar_t>;
     const RowAdagradStep<scalar_t> args{static_cast<scalar_t*>(param.data_ptr()),
                                         static_cast<acc_t*>(sum.data_ptr()),
                                         rows.data(),
-                                        static_cast<const scalar_t*>(grad.data_ptr()),
+                                        data<scalar_t>(grad),
                                         width,
                                         static_cast<acc_t>(lr),
                                         static_cast<acc_t>(eps)};

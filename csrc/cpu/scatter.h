@@ -13,10 +13,8 @@ namespace sparsevae {
 // right after they were zeroed. A part is zeroed in one call: memset then writes around the caches.
 template <typename T, typename F>
 void zero_and_fill(T* out, int64_t rows, int64_t width, const F& fill) {
-  const int64_t parts = parts_for(rows * width);
   advise_huge_pages(out, static_cast<size_t>(rows * width) * sizeof(T));
-  parallel_parts(parts, [&](int64_t part) {
-    const int64_t first = rows * part / parts, last = rows * (part + 1) / parts;
+  parallel_ranges(parts_for(rows * width), rows, [&](int64_t first, int64_t last) {
     if (last > first && width > 0)
       std::memset(static_cast<void*>(out + first * width), 0,
                   static_cast<size_t>((last - first) * width) * sizeof(T));

@@ -15,10 +15,10 @@
 #include <type_traits>
 
 #include "../common/csr_checks.h"
-#include "../common/dispatch.h"
 #include "../common/order_keys.h"
 #include "../ops/topk.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "isa.h"
 #include "isa/topk_isa.h"
 #include "scatter.h"
@@ -123,7 +123,7 @@ std::tuple<Tensor, Tensor> topk(const Tensor& h_in, int64_t k, bool by_index) {
   const int64_t rows = h.size(0), width = h.size(1);
   Tensor values = torch::stable::new_empty(h, {rows, k});
   Tensor indices = torch::stable::new_empty(h, {rows, k}, ScalarType::Long);
-  dispatch_floating<float16_bits, bfloat16_bits>(op, h, [&](auto scalar_type) {
+  dispatch(op, h, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     const auto* from = static_cast<const scalar_t*>(h.data_ptr());
     auto* to = static_cast<scalar_t*>(values.data_ptr());
@@ -158,7 +158,7 @@ Tensor topk_backward(const Tensor& grad_in, const Tensor& indices_in, int64_t wi
   const Tensor grad = as_contiguous(grad_in), indices = as_contiguous(indices_in);
   const int64_t rows = grad.size(0), k = grad.size(1);
   Tensor out = torch::stable::new_empty(grad, {rows, width});
-  dispatch_floating<float16_bits, bfloat16_bits>(op, grad, [&](auto scalar_type) {
+  dispatch(op, grad, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     topk_backward_rows(op, static_cast<const scalar_t*>(grad.data_ptr()),
                        static_cast<const int64_t*>(indices.data_ptr()), rows, k, width,

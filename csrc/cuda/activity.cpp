@@ -29,7 +29,7 @@ std::tuple<Tensor, Tensor> forward(const char* op, int order, const Tensor& h,
   const Context context(op, h);
   const Tensor h_c = contiguous(h);
   Tensor activated = torch::stable::new_empty(h, {h.size(0), h.size(1)});
-  Tensor penalty = torch::stable::new_empty(h, {h.size(0)}, wide_type(h));
+  Tensor penalty = torch::stable::new_empty(h, {h.size(0)}, accumulation_type(h));
   const ActivityForward args{
       .type = type,
       .h = h_c.const_data_ptr(),

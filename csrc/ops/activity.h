@@ -19,11 +19,6 @@ inline Activation parse_activation(const char* op, const std::string& name) {
              name, "'"));
 }
 
-// The dtype in which 16-bit values are summed and their sums returned.
-inline ScalarType wide_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline void check_activity(const char* op, const Tensor& h) { check_dim(op, "h", h, 2); }
 
 inline void check_activity_backward(const char* op, const std::optional<Tensor>& grad_activated,
@@ -42,9 +37,9 @@ inline void check_activity_backward(const char* op, const std::optional<Tensor>&
   }
   if (grad_penalty) {
     check_same_device(op, "activated", activated, "grad_penalty", *grad_penalty);
-    SPARSEVAE_CHECK(grad_penalty->scalar_type() == wide_type(activated), op,
+    SPARSEVAE_CHECK(grad_penalty->scalar_type() == accumulation_type(activated), op,
                     "(): expected grad_penalty to be ",
-                    torch::headeronly::toString(wide_type(activated)), ", but got ",
+                    torch::headeronly::toString(accumulation_type(activated)), ", but got ",
                     torch::headeronly::toString(grad_penalty->scalar_type()));
     SPARSEVAE_CHECK(grad_penalty->dim() == 1 && grad_penalty->size(0) == activated.size(0), op,
                     "(): expected grad_penalty of shape (", activated.size(0), ",), but got ",

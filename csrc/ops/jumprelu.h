@@ -14,8 +14,7 @@ inline void check_jumprelu(const char* op, const Tensor& h, const Tensor& thresh
   check_same_device(op, "h", h, "threshold", threshold);
   SPARSEVAE_CHECK(threshold.size(0) == h.size(1), op, "(): expected threshold of shape (",
                   h.size(1), ",), but got ", shape_text(threshold));
-  const ScalarType wide =
-      h.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wide = accumulation_type(h);
   SPARSEVAE_CHECK(threshold.scalar_type() == wide, op, "(): expected threshold to be ",
                   torch::headeronly::toString(wide), " beside h of ",
                   torch::headeronly::toString(h.scalar_type()), ", but got ",

@@ -8,8 +8,7 @@ namespace sparsevae {
 // `wide` is float64 for a float64 log_mu, else float32.
 inline void check_wide(const char* op, const char* name, const Tensor& t, const Tensor& log_mu) {
   check_same_device(op, "log_mu", log_mu, name, t);
-  const ScalarType wide =
-      log_mu.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wide = accumulation_type(log_mu);
   SPARSEVAE_CHECK(t.scalar_type() == wide, op, "(): expected ", name, " to be ",
                   torch::headeronly::toString(wide), " beside log_mu of ",
                   torch::headeronly::toString(log_mu.scalar_type()), ", but got ",

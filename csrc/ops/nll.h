@@ -7,10 +7,6 @@
 
 namespace sparsevae {
 
-inline ScalarType accumulation_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 // A tensor (rows,) or (nnz,) of what the predictions are computed in.
 inline void check_accumulated(const char* op, const char* name, const Tensor& t, int64_t size,
                               const char* prediction_name, const Tensor& prediction) {

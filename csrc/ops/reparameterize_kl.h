@@ -6,11 +6,6 @@
 
 namespace sparsevae {
 
-// The dtype that sums are kept in, which is also that of eps, kl and the prior.
-inline ScalarType accumulation_type(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline void check_dtype(const char* op, const char* name, const Tensor& t, ScalarType expected) {
   SPARSEVAE_CHECK(t.scalar_type() == expected, op, "(): expected ", name, " of dtype ",
                   torch::headeronly::toString(expected), ", but got ",

@@ -15,8 +15,7 @@ inline void check_row_adagrad(const Tensor& param, const Tensor& sum, const Tens
   SPARSEVAE_CHECK(sum.dim() == 1 && sum.size(0) == param.size(0) && sum.is_contiguous(), op,
                   "(): expected sum to be contiguous, of shape (", param.size(0), ",), but got ",
                   shape_text(sum));
-  const ScalarType wanted =
-      param.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType wanted = accumulation_type(param);
   SPARSEVAE_CHECK(sum.scalar_type() == wanted, op, "(): expected sum of dtype ",
                   torch::headeronly::toString(wanted), ", but got ",
                   torch::headeronly::toString(sum.scalar_type()));
