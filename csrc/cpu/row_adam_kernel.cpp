@@ -100,7 +100,7 @@ void row_adam_catch_up(const Tensor& param, const Tensor& exp_avg, const Tensor&
                                         static_cast<acc_t>(beta1),
                                         static_cast<acc_t>(beta2),
                                         static_cast<acc_t>(eps),
-                                        closed ? static_cast<acc_t>(kRowAdamSpread) : acc_t(-1)};
+                                        closed ? static_cast<acc_t>(kRowAdamSpread<acc_t>) : acc_t(-1)};
     const int64_t parts = parts_for(n * width);
     const int64_t shares = parts * kSharesPerPart;
     parallel_shares(parts, shares, [&](int64_t, int64_t share) {

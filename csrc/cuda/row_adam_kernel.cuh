@@ -240,7 +240,7 @@ cudaError_t run_row_adam_catch_up_of(const RowAdamCatchUp& args, cudaStream_t st
                                          static_cast<A>(args.beta1),
                                          static_cast<A>(args.beta2),
                                          static_cast<A>(args.eps),
-                                         args.closed ? static_cast<A>(kRowAdamSpread) : A(-1)};
+                                         args.closed ? static_cast<A>(kRowAdamSpread<A>) : A(-1)};
   const unsigned grid = grid_x(ceil_div(args.count, kWarpsPerBlock));
   if (vectorized_rows(args.param, args.exp_avg, args.exp_avg_sq, args.param,
                       args.width * static_cast<int64_t>(sizeof(T))))
