@@ -118,6 +118,7 @@ def test_a_decay_of_everything_is_a_dense_step():
         ((0.9, 0.5), 1e-8),
         ((0.0, 0.0), 1e-3),
         ((0.99, 0.995), 1e-8),
+        ((0.5, 0.5), 1e-8),
     ],
 )
 def test_unusual_betas_and_eps(betas, eps):

@@ -10,13 +10,12 @@
 #include <cstring>
 
 #include "../common/csr_checks.h"
-#include "../common/dispatch.h"
-#include "../common/half.h"
-#include "../common/memory.h"
 #include "../common/scratch.h"
 #include "../ops/csr_linear.h"
 #include "contiguous.h"
 #include "csr_linear_loops_of.h"
+#include "dispatch.h"
+#include "output.h"
 #include "parallel.h"
 #include "transposed_entries.h"
 
@@ -25,20 +24,6 @@ namespace {
 
 // Bookkeeping of a segment, in units of one entry's work.
 constexpr int64_t kSegmentOverhead = 4;
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
-}
-
-// Runs body(index_t, scalar_t) for the dtypes of an index tensor and a floating tensor.
-template <typename F>
-void dispatch(const char* op, const Tensor& index, const Tensor& floating, F&& body) {
-  dispatch_index(op, index, [&](auto index_type) {
-    dispatch_floating<float16_bits, bfloat16_bits>(
-        op, floating, [&](auto scalar_type) { body(index_type, scalar_type); });
-  });
-}
 
 // How the threads share segments [0, n): runs of segments, or all segments with a share of the
 // columns.
@@ -167,8 +152,7 @@ Tensor csr_linear_weight_grad(const Tensor& features_in, const Tensor& ptr_in, c
   const Tensor perm = as_contiguous(perm_in), values = as_contiguous(values_in),
                grad = as_contiguous(grad_in);
   const int64_t slots = features.numel(), width = grad.size(1);
-  Tensor out = torch::stable::new_empty(values, {in_features, width});
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+  Tensor out = new_output(values, {in_features, width});
 
   dispatch(op, ptr, values, [&](auto index_type, auto scalar_type) {
     using index_t = typename decltype(index_type)::type;
@@ -205,8 +189,7 @@ Tensor csr_linear_weight_grad_rows(const Tensor& ptr_in, const Tensor& row_in,
                perm = as_contiguous(perm_in);
   const Tensor values = as_contiguous(values_in), grad = as_contiguous(grad_in);
   const int64_t slots = ptr.numel() - 1, width = grad.size(1);
-  Tensor out = torch::stable::new_empty(values, {slots, width});
-  advise_huge_pages(out.data_ptr(), out.numel() * out.element_size());
+  Tensor out = new_output(values, {slots, width});
 
   dispatch(op, ptr, values, [&](auto index_type, auto scalar_type) {
     using index_t = typename decltype(index_type)::type;

@@ -6,12 +6,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common/dispatch.h"
-#include "../common/half.h"
 #include "../common/scratch.h"
 #include "../ops/csr_linear_row_adam.h"
 #include "contiguous.h"
 #include "csr_linear_loops_of.h"
+#include "dispatch.h"
 #include "parallel.h"
 #include "row_adam_loops_of.h"
 #include "transposed_entries.h"
@@ -25,11 +24,6 @@ constexpr int64_t kRowCost = 8;
 // Gradient rows of a block. Few, so that summing, which waits for the caches, and stepping, which
 // waits for memory, take turns: what was asked for ahead arrives meanwhile.
 constexpr int64_t kBlockBytes = 32 << 10;
-
-template <typename T>
-const T* data(const Tensor& t) {
-  return static_cast<const T*>(t.data_ptr());
-}
 
 // Rows after a block that the loops get to see: more than they ask for ahead (isa/ask_ahead.h).
 constexpr int64_t kRowsKnown = 8;
@@ -85,7 +79,7 @@ void csr_linear_row_adam(const Tensor& param, const Tensor& exp_avg, const Tenso
   dispatch_index(op, ptr, [&](auto index_type) {
     using index_t = typename decltype(index_type)::type;
     const Segments<index_t> segments(op, features, ptr, row.numel(), param.size(0));
-    dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
+    dispatch(op, param, [&](auto scalar_type) {
       using scalar_t = typename decltype(scalar_type)::type;
       using acc_t = typename AccumulationOf<scalar_t>::type;
       const auto args = row_adam_step_args<scalar_t>(param, exp_avg, exp_avg_sq, beta1, beta2, eps,

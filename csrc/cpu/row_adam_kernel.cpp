@@ -5,11 +5,11 @@
 #include <algorithm>
 #include <vector>
 
-#include "../common/dispatch.h"
 #include "../common/row_adam.h"
 #include "../ops/row_adam.h"
 #include "checked_rows.h"
 #include "contiguous.h"
+#include "dispatch.h"
 #include "parallel.h"
 #include "row_adam_loops_of.h"
 
@@ -25,7 +25,7 @@ void row_adam(const Tensor& param, const Tensor& exp_avg, const Tensor& exp_avg_
   const std::vector<int64_t> rows = checked_rows(op, rows_in, param.size(0));
   const Tensor grad = as_contiguous(grad_in);
   const int64_t n = static_cast<int64_t>(rows.size()), width = param.size(1);
-  dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
+  dispatch(op, param, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = typename AccumulationOf<scalar_t>::type;
     const auto args = row_adam_step_args<scalar_t>(param, exp_avg, exp_avg_sq, beta1, beta2, eps,
@@ -83,7 +83,7 @@ void row_adam_catch_up(const Tensor& param, const Tensor& exp_avg, const Tensor&
       owing_rows(op, rows_in, steps, param.size(0), base, step, decays);
   const int64_t n = static_cast<int64_t>(rows.size());
   if (n == 0) return;
-  dispatch_floating<float16_bits, bfloat16_bits>(op, param, [&](auto scalar_type) {
+  dispatch(op, param, [&](auto scalar_type) {
     using scalar_t = typename decltype(scalar_type)::type;
     using acc_t = typename AccumulationOf<scalar_t>::type;
     std::vector<RowAdamFacts<acc_t>> short_facts(newest + 1);
@@ -92,15 +92,16 @@ void row_adam_catch_up(const Tensor& param, const Tensor& exp_avg, const Tensor&
       short_facts[i] = {static_cast<acc_t>(row[kStepSize]), static_cast<acc_t>(row[kRootScale]),
                         static_cast<acc_t>(row[kDecay])};
     }
-    const RowAdamCatchUp<scalar_t> args{static_cast<scalar_t*>(param.data_ptr()),
-                                        static_cast<scalar_t*>(exp_avg.data_ptr()),
-                                        static_cast<scalar_t*>(exp_avg_sq.data_ptr()),
-                                        short_facts.data(),
-                                        width,
-                                        static_cast<acc_t>(beta1),
-                                        static_cast<acc_t>(beta2),
-                                        static_cast<acc_t>(eps),
-                                        closed ? static_cast<acc_t>(kRowAdamSpread<acc_t>) : acc_t(-1)};
+    const RowAdamCatchUp<scalar_t> args{
+        static_cast<scalar_t*>(param.data_ptr()),
+        static_cast<scalar_t*>(exp_avg.data_ptr()),
+        static_cast<scalar_t*>(exp_avg_sq.data_ptr()),
+        short_facts.data(),
+        width,
+        static_cast<acc_t>(beta1),
+        static_cast<acc_t>(beta2),
+        static_cast<acc_t>(eps),
+        closed ? static_cast<acc_t>(kRowAdamSpread<acc_t>) : acc_t(-1)};
     const int64_t parts = parts_for(n * width);
     const int64_t shares = parts * kSharesPerPart;
     parallel_shares(parts, shares, [&](int64_t, int64_t share) {

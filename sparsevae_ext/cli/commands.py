@@ -122,7 +122,7 @@ def _stable_path(path: str) -> str:
 def evaluate(arguments: argparse.Namespace) -> None:
     """Measure a run."""
     from ..train import evaluate_run, report
-    from ..train.runs import strict_json
+    from ..train.strict_json import strict_json
 
     device = _prepare_machine(arguments)
     result = evaluate_run(arguments.checkpoint, arguments.data, arguments.rows, device)
@@ -135,7 +135,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def recommend(arguments: argparse.Namespace) -> None:
     """Print the best columns for some rows."""
     from ..train import recommend_run, report
-    from ..train.runs import strict_json
+    from ..train.strict_json import strict_json
 
     device = _prepare_machine(arguments)
     result = recommend_run(
@@ -155,7 +155,7 @@ def recommend(arguments: argparse.Namespace) -> None:
 def sample(arguments: argparse.Namespace) -> None:
     """Write rows drawn from a run and print how sparse they are beside the data."""
     from ..train import plots, sample_run
-    from ..train.runs import strict_json
+    from ..train.strict_json import strict_json
 
     device = _prepare_machine(arguments)
     if arguments.plot:

@@ -19,8 +19,9 @@ from .directions import latent_directions
 from .history import History
 from .metrics import split_fold_in
 from .report import metric_cells, metric_header, table
-from .runs import load_run, train_run, write_metrics
+from .runs import load_run, train_run
 from .settings import RunSettings
+from .strict_json import write_metrics
 
 __all__ = ["DEMO", "demo_text", "run_demo"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -15,13 +14,14 @@ import torch
 from .. import data, models
 from ..data import CSRDataset
 from .baselines import PoissonMean, evaluate_baselines
-from .checkpoint import CheckpointError, load_checkpoint, write_atomic
+from .checkpoint import CheckpointError, load_checkpoint
 from .fit import fit
 from .history import History
 from .memory import peak_memory_mib
 from .metrics import split_fold_in
 from .seed import seed_everything
 from .settings import RunSettings
+from .strict_json import write_metrics
 from .topics import has_topics, topic_summary
 from .validation import counts, measure, monitor_of, ranks, warn_of_fractions
 
@@ -354,29 +354,6 @@ def _settings_in(saved: dict[str, Any], path: Path) -> RunSettings:
         kept = {name: value for name, value in kept.items() if name not in ("latent", "beta")}
     known = {field.name for field in fields(RunSettings)}
     return RunSettings(**{name: value for name, value in kept.items() if name in known})
-
-
-def write_metrics(path: str | os.PathLike[str], metrics: dict[str, Any]) -> None:
-    """Write numbers as strict JSON (NaN and infinities become null), atomically."""
-    try:
-        write_atomic(path, strict_json(metrics) + "\n")
-    except OSError as error:
-        raise CheckpointError(f"{path} could not be written: {error.strerror or error}") from error
-
-
-def strict_json(value: Any) -> str:
-    """The value as JSON that every reader takes: NaN and infinities become null."""
-    return json.dumps(_finite(value), indent=2, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    if isinstance(value, float) and not (float("-inf") < value < float("inf")):
-        return None
-    return value
 
 
 def _refuse_existing(out: Path, allowed: bool) -> list[str]:

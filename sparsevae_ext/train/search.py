@@ -24,10 +24,11 @@ from .codes import PosteriorCollapseWarning
 from .fit import fit
 from .interrupts import Interrupted
 from .loop import NonFiniteLossError
-from .runs import data_facts, halves_of, read_run_data, write_metrics
+from .runs import data_facts, halves_of, read_run_data
 from .seed import seed_everything
 from .settings import RunSettings
 from .split import split_rows
+from .strict_json import write_metrics
 from .topics import ComponentCollapseWarning
 from .validation import Monitor, has_posterior, measure, monitor_of
 
