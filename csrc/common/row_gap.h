@@ -24,7 +24,8 @@ enum RowAdamColumn {
 // Up to so many missed steps are taken one by one; more of them in closed form, as far as it holds.
 constexpr int64_t kRowAdamShortGap = 3;
 // The closed form holds where the spread of e is less than this share of sqrt(v) + E, squared. What
-// it leaves out is of the order of the spread's 1.5th power: less than the type's rounding of a step.
+// it leaves out is of the order of the spread's 1.5th power: less than the type's rounding of a
+// step.
 template <typename acc_t>
 constexpr double kRowAdamSpread = sizeof(acc_t) == 8 ? 1e-10 : 1e-4;
 

@@ -35,7 +35,8 @@ class OpFunction(torch.autograd.Function):
         """
         if _is_traced():
             return super().apply(*args)
-        return super(torch.autograd.Function, cls).apply(*unwrap_dead_wrappers(args))
+        args = unwrap_dead_wrappers(args)
+        return super(torch.autograd.Function, cls).apply(*args)  # type: ignore[misc]
 
     @classmethod
     def in_backward(cls, *args: Any) -> Any:
