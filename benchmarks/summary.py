@@ -124,14 +124,15 @@ def _rates(parts: list[Summary]) -> dict[str, dict[str, float]]:
 
 
 def update(old: Summary, new: Summary) -> Summary:
-    """`old` with the groups that `new` measured again; their date, commit and rates are the new ones.
+    """`old` with the groups that `new` measured again; their date and commit are the new ones.
 
-    For a run of some of the ops. Rates are those of the last run, entries carry their commit.
+    For a run of some of the ops. Rates are the best of both, because a floor must not rise with a busy
+    minute; entries carry their commit.
     """
     again = groups(new)
     then = {"commit": old["commit"], "date": old["date"]}
     kept = [then | entry for entry in old["results"] if entry["group"] not in again]
-    return {**old, **new, "results": kept + new["results"]}
+    return {**old, **new, "machine": _rates([old, new]), "results": kept + new["results"]}
 
 
 def floor_ms(entry: Entry, summary: Summary) -> float | None:
